@@ -1,0 +1,473 @@
+"""The bus as one process sees it: requests in and replies out, messages out and answers in.
+
+It joins peers, the published node list and the host, and has no policy of its own.  The way of a
+request: handle() -> peer's callback -> _answer(); of a node list: handle() -> _notification() ->
+the engine's inbox.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from . import wire
+from .engine import (
+    answer_event,
+    call_id_prefix,
+    notification_event,
+    unpack_node,
+)
+from .host.protocol import Host
+from .message import (
+    Message,
+    Reply,
+    Response,
+    ResponseCallback,
+    ResponseFunction,
+    find_function,
+    function_reference,
+    pack_param,
+)
+from .node import Node, Status
+from .once import PLAIN_OK, Answer, Verdict
+from .peer import Peer, Registry
+from .settings import Settings
+from .shared import Shared
+from .wire import SipUri, WireError
+
+#: How long a known node's worker waits for the merged list.
+ENGINE_WAIT = 0.02
+#: Begins the event_param of our messages: outcomes of a script's own requests are not ours.
+MARK = "dmq1|"
+MARK_CELL = "dmq1#"
+MAX_EVENT_PARAM = 127  # Kamailio's $uac_req(evparam)
+MAX_UDP = 32766  # 6.0 and later drop larger messages
+MAX_BODY = 32767  # Kamailio's $uac_req(body)
+HEADERS = 700  # what headers need at most, apart from the URIs and the content type
+_ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
+
+
+class NodeList:
+    """What this process knows of the published list, read again when its version moves."""
+
+    def __init__(self, version: int, nodes: tuple[Node, ...]) -> None:
+        self.version = version
+        self.nodes = nodes
+        self.others = tuple(node for node in nodes if not node.local)
+        self.active = tuple(node for node in self.others if node.active)
+        self.by_key = {(node.host, node.port): node for node in nodes}
+        self.active_keys = {(node.host, node.port) for node in nodes if node.active}
+        self.by_from: dict[str, Node | None] = {}
+        self._bodies: dict[bool, str] = {}
+
+    def of_uri(self, text: str) -> Node | None:
+        """The node of a From URI."""
+        try:
+            return self.by_from[text]
+        except KeyError:
+            pass
+        try:
+            node = self.by_key.get(wire.parse_uri(text).key)
+        except WireError:
+            node = None
+        if len(self.by_from) < 4096:
+            self.by_from[text] = node
+        return node
+
+    def body(self, python: bool) -> str:
+        """The list as a notification carries it."""
+        if python not in self._bodies:
+            uris = [SipUri(n.host, n.port, n.transport) for n in self.nodes if n.active]
+            self._bodies[python] = wire.build_body(uris if python else wire.c_share(uris))
+        return self._bodies[python]
+
+
+class Bus:
+    """One for each process; what processes share is in ``shared``."""
+
+    def __init__(self, settings: Settings, shared: Shared, host: Host, registry: Registry) -> None:
+        self.settings = settings
+        self.shared = shared
+        self.host = host
+        self.registry = registry
+        registry.channel = settings.notification_channel
+        self._count = shared.counters.add
+        self._claim = shared.once.claim
+        self._finish = shared.once.finish
+        address = settings.server_address
+        self._only_local = NodeList(
+            0,
+            (
+                Node(
+                    str(address),
+                    address.host,
+                    address.port,
+                    address.transport,
+                    Status.ACTIVE,
+                    True,
+                    True,
+                ),
+            ),
+        )
+        self._list = self._only_local
+        self._prefix = call_id_prefix(settings)
+        self._references: dict[ResponseFunction, str] = {}
+        self._functions: dict[str, ResponseFunction] = {}
+        self._send_count = 0
+
+    # Reading the list ----------------------------------------------------------------------
+
+    def node_list(self) -> NodeList:
+        if self.shared.snapshot.version != self._list.version:
+            version, value = self.shared.snapshot.read()
+            if value is not None:
+                self._list = NodeList(version, tuple(unpack_node(item) for item in value))
+        return self._list
+
+    def find_node(self, uri: str) -> Node | None:
+        return self.node_list().by_key.get(wire.parse_uri(uri).key)
+
+    # A request arrives ---------------------------------------------------------------------
+
+    def handle(self, rc: int = 0) -> int:
+        """Work off the KDMQ request being handled and reply to it; gives rc, or -1 when it could
+        not be worked off (it is answered all the same)."""
+        host = self.host
+        self._count("received")
+        user = host.ruri_user()
+        if not user:
+            self._count("bad_requests")
+            host.reply(400, "No Peer In Request-URI")
+            return -1
+        peer = self.registry.live.get(user)
+        if peer is None:
+            if user == self.settings.notification_channel:
+                return self._notification(rc)
+            if not self.shared.names.has(user):
+                self._count("not_found")
+                host.reply(404, "User Not Found")
+                return rc
+        identity = host.identity()
+        verdict, entry, answer = self._claim(identity)
+        if verdict is not Verdict.NEW:
+            if answer is None:
+                self._count("copies_dropped")
+                return rc
+            self._count("duplicates")
+            self._reply(answer)
+            return rc
+        answer, good = self._run(user, peer)
+        self._finish(entry, identity, answer)
+        self._reply(answer)
+        return rc if good else -1
+
+    def _run(self, user: str, peer: Peer | None) -> tuple[Answer, bool]:
+        """Run a peer's callback on the request: its answer, and whether all went well."""
+        host = self.host
+        from_uri = host.from_uri()
+        body = host.body()
+        if not from_uri or not wire.is_sip_uri(from_uri):
+            return self._bad(400, "Bad From")
+        if body is None:
+            return self._bad(413, "Body Cannot Be Read")
+        content_type = host.content_type()
+        if body and not content_type:
+            return self._bad(400, "Missing Content-Type")
+        if peer is None or peer.callback is None:
+            self._count("delivered")
+            return _ACCEPTED, True
+        node = self.node_list().of_uri(from_uri)
+        message = Message(user, body, content_type, from_uri, host.source(), host.max_forwards())
+        return self.call_peer(peer, message, node)
+
+    def _bad(self, code: int, reason: str) -> tuple[Answer, bool]:
+        self._count("bad_requests")
+        return Answer(code, reason, b"", ""), False
+
+    def call_peer(self, peer: Peer, message: Message, node: Node | None) -> tuple[Answer, bool]:
+        assert peer.callback is not None
+        try:
+            response = peer.callback(message, node)
+            if response is not None and not isinstance(response, Response):
+                raise TypeError(f"it returned {response!r}, not a kemi_dmq.Response or None")
+        except Exception as error:
+            self._count("callback_errors")
+            self.host.log(
+                "err",
+                f"kemi_dmq: peer {peer.peer_id} raised on a message from {message.from_uri}: "
+                f"{describe(error)}",
+            )
+            return Answer(500, "Peer Callback Failed", b"", ""), False
+        self._count("delivered")
+        if response is None or (
+            response.code == 200 and response.reason == "OK" and not response.body
+        ):
+            return PLAIN_OK, True
+        body = response.body.encode() if isinstance(response.body, str) else response.body
+        return Answer(response.code, response.reason, body, response.content_type), True
+
+    def _reply(self, answer: Answer) -> None:
+        code, reason, body, content_type = answer
+        if code == 408 or (code == 200 and body):
+            # A C node takes a 200's body for a node list, and a 408 for the node's death.
+            if not self._agent().python:
+                code = 480 if code == 408 else 202
+        if not self.host.reply(code, reason or "OK", body.decode(), content_type):
+            self.host.log("err", f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
+
+    def _agent(self) -> wire.Agent:
+        return wire.parse_agent(self.host.header("Supported"), self.host.header("User-Agent"))
+
+    # A node list arrives -------------------------------------------------------------------
+
+    def _notification(self, rc: int) -> int:
+        host = self.host
+        self._count("notifications")
+        body = host.body()
+        text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+        try:
+            sender = wire.parse_uri(host.from_uri() or "")
+        except WireError:
+            return self._refuse(400, "Bad From")
+        if text is None:
+            return self._refuse(413, "Body Cannot Be Read")
+        if text and not host.content_type():
+            return self._refuse(400, "Missing Content-Type")
+        try:
+            lines, bad = wire.parse_body(text)
+        except WireError:
+            return self._refuse(413, "Node List Too Long")
+        if bad:
+            self._count("bad_lines", bad)
+            if not lines:
+                return self._refuse(400, "Bad Node List")
+        supported, product = host.header("Supported"), host.header("User-Agent")
+        clean = "".join(f"{line.uri};status={line.status}\r\n" for line in lines)
+        inbox = self.shared.engine_inbox
+        ticket = inbox.put(
+            notification_event(str(sender), clean, supported, product, host.max_forwards())
+        )
+        if not ticket:
+            self._inbox_full("engine")
+            host.reply(503, "Engine Busy")
+            return -1
+        nodes = self.node_list()
+        if sender.key in nodes.by_key and any(
+            (line.uri.key in nodes.active_keys) != (line.status == "active") for line in lines
+        ):
+            inbox.wait_applied(ticket, ENGINE_WAIT)
+            nodes = self.node_list()
+        python = wire.parse_agent(supported, product).python
+        host.reply(200, "OK", nodes.body(python), "text/plain")
+        return rc
+
+    def _refuse(self, code: int, reason: str) -> int:
+        self._count("bad_requests")
+        self.host.reply(code, reason)
+        return -1
+
+    # Messages go out -----------------------------------------------------------------------
+
+    def send(
+        self,
+        peer_id: str,
+        body: str | bytes,
+        nodes: tuple[Node, ...],
+        resp_cback: ResponseCallback | None,
+        max_forwards: int,
+        content_type: str,
+    ) -> int:
+        """Send a message to each of nodes: 0, or -1 if one of them was not accepted.
+
+        All arguments are checked before anything is sent.
+        """
+        reference = param = ""
+        if resp_cback is not None:
+            if not isinstance(resp_cback, ResponseCallback):
+                raise TypeError(f"resp_cback is {resp_cback!r}; it must be a ResponseCallback")
+            reference = self._reference(resp_cback.function)
+            param = pack_param(resp_cback.param)
+        if not isinstance(body, (str, bytes)):
+            raise TypeError(f"body is {type(body).__name__}; it must be str or bytes")
+        if not isinstance(max_forwards, int) or not 0 <= max_forwards <= 255:
+            raise ValueError(f"max_forwards is {max_forwards!r}; it must be 0 to 255")
+        if not isinstance(content_type, str) or any(c in content_type for c in "\r\n\0"):
+            raise ValueError(f"content_type is {content_type!r}; it must be a str of one line")
+        if body and not content_type:
+            raise ValueError("content_type is empty; a body needs one")
+        size = len(body.encode()) if isinstance(body, str) else len(body)
+        for node in nodes:
+            limit = self.max_body(node, peer_id, content_type)
+            if size > limit:
+                raise ValueError(
+                    f"body has {size} bytes; at most {limit} reach {node.uri} over {node.transport}"
+                )
+        headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
+        if body:
+            headers += f"Content-Type: {content_type}\r\n"
+        from_uri = self.settings.server_address.with_transport("udp").with_user(peer_id)
+        result = 0
+        for node in nodes:
+            to = SipUri(node.host, node.port, node.transport, peer_id)
+            if reference:
+                event_param = self._event_param(node, reference, param)
+                accepted = bool(event_param) and self.host.send(
+                    to, from_uri, headers, body, event_param
+                )
+                if not accepted and event_param.startswith(MARK_CELL):
+                    self.shared.cells.take(int(event_param[len(MARK_CELL) :]))
+            elif self.settings.sl_send and _is_text(body):
+                accepted = self._send_stateless(to, from_uri, body, max_forwards, content_type)
+            else:
+                accepted = self.host.send(to, from_uri, headers, body, "")
+            if accepted:
+                self._count("sent")
+            else:
+                self._count("send_failures")
+                self.host.log("err", f"kemi_dmq: a message to {peer_id} at {node.uri} was not sent")
+                result = -1
+        return result
+
+    def max_body(self, node: Node, peer_id: str, content_type: str) -> int:
+        """The largest body in bytes that reaches a node."""
+        headers = HEADERS + 3 * (len(node.uri) + len(peer_id)) + len(content_type)
+        if node.transport == "udp":
+            return MAX_UDP - headers
+        if node.python:
+            return MAX_BODY
+        return min(MAX_BODY, self.settings.c_tcp_rd_buf_size - 1 - headers)
+
+    def _send_stateless(
+        self,
+        to: SipUri,
+        from_uri: SipUri,
+        body: str | bytes,
+        max_forwards: int,
+        content_type: str,
+    ) -> bool:
+        self._send_count += 1
+        mine = self.shared.processes.mine()
+        unique = f"{time.time_ns():x}.{mine}.{self._send_count}"
+        socket = self.settings.server_socket
+        text = wire.build_request(
+            via=wire.Via(to.transport, socket.host, socket.port),
+            branch=f"z9hG4bK{unique}",
+            call_id=f"{unique}@{socket.host.strip('[]')}",
+            tag=f"{mine}.{self._send_count}",
+            from_uri=from_uri,
+            to_uri=to,
+            body=body if isinstance(body, str) else body.decode(),
+            max_forwards=max_forwards,
+            content_type=content_type,
+            user_agent=self.user_agent(),
+        )
+        return self.host.send_text(to, text)
+
+    def user_agent(self) -> str:
+        return f"kemi_dmq (kamailio {self.host.version()})"
+
+    # Answers come in -----------------------------------------------------------------------
+
+    def on_reply(self) -> bool:
+        """A SIP reply is being handled: True, and it is dropped, if it is for the engine."""
+        host = self.host
+        call_id = host.call_id()
+        if not call_id or not call_id.startswith(self._prefix):
+            return False
+        code, _ = host.reply_status()
+        if code >= 200:
+            body = host.body() or ""
+            text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+            event = answer_event(
+                call_id, code, text, host.header("Supported"), host.header("Server")
+            )
+            if not self.shared.engine_inbox.put(event):
+                self._inbox_full("engine")
+        host.drop()
+        return True
+
+    def on_outcome(self) -> bool:
+        """The outcome of a request that was sent is being handled: True if it was ours."""
+        host = self.host
+        event_param, code, timed_out = host.event()
+        if event_param.startswith(MARK_CELL):
+            event_param = self.shared.cells.take(int(event_param[len(MARK_CELL) :])).decode()
+        if not event_param.startswith(MARK):
+            return False
+        if timed_out:
+            # tm's timer process serves every transaction of this Kamailio: it only posts.
+            self._count("timeouts")
+            if not self.shared.callbacks_inbox.put(("timeout", event_param)):
+                self._inbox_full("callbacks process")
+            return True
+        self._count("replies")
+        body = host.body() or ""
+        reason = host.reply_status()[1]
+        self.run_response(
+            event_param, Reply(code, reason, body, host.content_type(), timed_out=False)
+        )
+        return True
+
+    def run_response(self, event_param: str, reply: Reply) -> None:
+        """Call a response callback; what it raises is logged."""
+        _, uri, reference, param = event_param.split("|", 3)
+        node = self.node_list().of_uri(uri)
+        try:
+            function = self._functions.get(reference)
+            if function is None:
+                function = self._functions[reference] = find_function(reference)
+            function(reply, node, json.loads(param))
+        except Exception as error:
+            self._count("user_errors")
+            self.host.log(
+                "err",
+                f"kemi_dmq: response callback {reference} raised on the answer of {uri}: "
+                f"{describe(error)}",
+            )
+
+    def forget_functions(self) -> None:
+        """The script was loaded again: its functions are others now."""
+        self._references.clear()
+        self._functions.clear()
+
+    def _reference(self, function: ResponseFunction) -> str:
+        try:
+            reference = self._references.get(function)
+        except TypeError:  # not hashable
+            reference = None
+        if reference is None:
+            reference = function_reference(function)
+            self._references[function] = reference
+        return reference
+
+    def _event_param(self, node: Node, reference: str, param: str) -> str:
+        text = f"{MARK}{node.uri}|{reference}|{param}"
+        if len(text) <= MAX_EVENT_PARAM and text.isascii():
+            return text
+        cell = self.shared.cells.put(text.encode())
+        return "" if cell is None else f"{MARK_CELL}{cell}"
+
+    def _inbox_full(self, whose: str) -> None:
+        self._count("inbox_full")
+        self.host.log("err", f"kemi_dmq: the inbox of the {whose} is full, an event is lost")
+
+
+def _is_text(body: str | bytes) -> bool:
+    if isinstance(body, bytes):
+        try:
+            body = body.decode()
+        except UnicodeDecodeError:
+            return False
+    return "\0" not in body
+
+
+def describe(error: BaseException) -> str:
+    """An exception on one line, with the place in the user's code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = ""
+    if trace is not None:
+        where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text + where

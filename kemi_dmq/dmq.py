@@ -1,0 +1,272 @@
+"""DMQ: what a script creates, and the life of a script in Kamailio: load, reload, processes.
+
+One Runtime lives in each process from the first load to the end.  DMQ objects are handles on it:
+after a reload, also one that failed, the names of the script's module may be bound to another
+DMQ object than before; all of them act on the same bus.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from . import settings as settings_module
+from .api import DmqApi
+from .bus import Bus, describe
+from .dropin import DropIn
+from .node import Node
+from .peer import Registry
+from .settings import SettingError, Settings
+from .shared import Shared
+
+registry = Registry()
+_api = DmqApi(registry)
+_runtime: Runtime | None = None
+
+
+def dmq_load_api() -> DmqApi:
+    """The API of this Kamailio's bus.  It can be loaded before DMQ() exists, by modules that the
+    script imports."""
+    return _api
+
+
+class Runtime:
+    """This process's side of the bus.  Made once, in the process that loads the script first."""
+
+    def __init__(self, settings: Settings) -> None:
+        from .host.kamailio import KamailioHost
+        from .host.reload import ReloadSymbols
+
+        self.settings = settings
+        self.host = KamailioHost()
+        self.host.use_socket(settings.server_socket)
+        self.symbols = ReloadSymbols()
+        self.shared = Shared(settings.once_memory)
+        self.bus = Bus(settings, self.shared, self.host, registry)
+        _api._bind(self.bus)
+        self.drop_in = DropIn(self.bus)
+        self.handler: Any = None  # the script's, as it was taken last
+        self.script_version = 0  # of this process's script
+        self.refused = False  # the script being loaded is not to be taken
+
+    # Load and reload -----------------------------------------------------------------------
+
+    def adopt(self, handler: Any) -> Any:
+        """Wire a script's handler to the bus; see DMQ.attach()."""
+        from .host.reload import keep
+
+        if self.refused and self.handler is not None:
+            registry.discard()
+            return self.handler
+        self._wire(handler)
+        keep(handler)
+        keep(traceback.format_exception)
+        if self.handler is None:
+            self.handler = handler
+            registry.commit()
+            # What is alive now stays shared between the processes.
+            gc.collect()
+            gc.freeze()
+        return handler
+
+    def _wire(self, handler: Any) -> None:
+        add = {
+            "ksr_dmq_engine": self._engine_entry,
+            "ksr_dmq_callbacks": self._callbacks_entry,
+            "ksr_uac_event": _chain(self.bus.on_outcome, getattr(handler, "ksr_uac_event", None)),
+            "ksr_reply_route": _chain(self.bus.on_reply, getattr(handler, "ksr_reply_route", None)),
+            "child_init": self._child_init(handler, getattr(handler, "child_init", None)),
+        }
+        if not hasattr(handler, "ksr_onsend_route"):
+            # Where it is missing, 5.6 leaves an AttributeError pending in t_replicate().
+            add["ksr_onsend_route"] = lambda msg: 1
+        for name, function in add.items():
+            try:
+                setattr(handler, name, function)
+            except AttributeError:
+                raise TypeError(
+                    f"the handler given to attach() takes no attribute {name}; give it no __slots__"
+                ) from None
+
+    def _child_init(self, handler: Any, users: Callable[[int], int] | None) -> Callable[[int], int]:
+        def child_init(rank: int) -> int:
+            result = users(rank) if users is not None else 0
+            if handler is not self.handler:
+                self._take(handler)
+            return 0 if result is None else result
+
+        return child_init
+
+    def _take(self, handler: Any) -> None:
+        """A reload has gone well in this process: the new script counts from now on."""
+        self.handler = handler
+        registry.commit()
+        self.bus.forget_functions()
+        self.script_version = self.symbols.version
+        if self.script_version > self.shared.words.get("script_version"):
+            self.shared.words.set("script_version", self.script_version)
+        self.shared.callbacks_inbox.wake()
+
+    def reloaded_with(self, given: dict[str, object]) -> None:
+        """The script runs again: its settings are told about, and change nothing."""
+        registry.open_generation()
+        self.refused = False
+        try:
+            settings = settings_module.check(given)
+        except SettingError as error:
+            self.refused = True
+            self._tell_once(f"{error}; the script is not taken, the one before it goes on")
+            return
+        if settings != self.settings:
+            names = [
+                name
+                for name in settings_module.NAMES
+                if getattr(settings, name) != getattr(self.settings, name)
+            ]
+            self._tell_once(
+                f"kemi_dmq: changed settings ({', '.join(names)}) count from the next start on"
+            )
+
+    def _tell_once(self, text: str) -> None:
+        """One line for each reload, not one for each process."""
+        version = self.symbols.version + 1
+        if self.shared.words.get("reload_told") != version:
+            self.shared.words.set("reload_told", version)
+            self.host.log("err", text)
+
+    # Processes of our own ------------------------------------------------------------------
+
+    def _engine_entry(self, msg: Any, event: str = "") -> int:
+        from .host.process import EngineProcess
+
+        try:
+            EngineProcess(self.bus, self.host, self.symbols).run()
+        except Exception as error:
+            self.shared.counters.add("engine_failures")
+            self.host.log(
+                "crit", f"kemi_dmq: the engine failed and starts again: {describe(error)}"
+            )
+        return 1
+
+    def _callbacks_entry(self, msg: Any, event: str = "") -> int:
+        from .host.process import run_callbacks
+
+        def stale() -> bool:
+            return self.shared.words.get("script_version") > self.script_version
+
+        def run_event(name: str, node: Node) -> None:
+            callback = self.settings.event_callback
+            if callback:
+                self.host.set_ruri(node.uri)
+                getattr(self.handler, callback)(msg, name)
+
+        run_callbacks(self.bus, self.host, self.symbols, stale, run_event)
+        return 1
+
+
+def _chain(ours: Callable[[], bool], users: Callable[..., int] | None) -> Callable[..., int]:
+    def call(msg: Any, *args: Any) -> int:
+        if ours() or users is None:
+            return 1
+        return users(msg, *args)
+
+    return call
+
+
+class DMQ:
+    """The bus of this Kamailio.  Create it once, when the script loads.
+
+    Settings are those of the C module by name (see kemi_dmq.settings.Settings).  One that is
+    missing or wrong stops Kamailio at start with one line; when the script is loaded again it is
+    logged, and the script that ran before goes on.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        global _runtime
+        if _runtime is None:
+            _runtime = _first_start(given)
+        else:
+            _runtime.reloaded_with(given)
+        self._runtime = _runtime
+        self._bus = _runtime.bus
+
+    @classmethod
+    def from_defs(cls, **given: Any) -> DMQ:
+        """A DMQ with the settings that kamailio.cfg defines (``#!define DMQ_SERVER_ADDRESS …``);
+        keyword arguments go before them."""
+        from .host.kamailio import KamailioHost
+
+        return cls(**{**settings_module.from_defs(KamailioHost().define), **given})
+
+    def attach(self, handler: Any) -> Any:
+        """Add to the script's handler what the bus needs, and give it back: the last thing that
+        mod_init() does.
+
+        Adds ksr_dmq_engine and ksr_dmq_callbacks; puts itself before child_init, ksr_uac_event
+        and ksr_reply_route, each of which goes on to the handler's own one.
+        """
+        return self._runtime.adopt(handler)
+
+    def install(self) -> None:
+        """Make KSR.dmq.* what it is with dmq.so (see kemi_dmq.dropin)."""
+        import KSR
+
+        KSR.dmq = self._runtime.drop_in  # type: ignore[assignment]
+
+    def handle_message(self) -> int:
+        """Work off the KDMQ request being handled and reply to it.  0: the script ends here;
+        -1: it was refused, and answered.  SIP worker."""
+        return self._bus.handle(0)
+
+    process_message = handle_message
+
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes on the list, the local one first.  Any process; costs next to nothing."""
+        return self._bus.node_list().nodes
+
+    def counters(self) -> dict[str, int]:
+        """Totals over all processes since the start (kemi_dmq.shared.COUNTERS says of what)."""
+        return self._runtime.shared.counters.totals()
+
+    def health(self) -> dict[str, float]:
+        """engine_pid; engine_moved: seconds since the engine last did something (it does when
+        something happens, and at least every ping_interval when there are other nodes)."""
+        words = self._runtime.shared.words
+        moved = words.get("engine_moved_ms") / 1000
+        return {
+            "engine_pid": words.get("engine_pid"),
+            "engine_moved": max(0.0, time.monotonic() - moved),
+        }
+
+    @property
+    def settings(self) -> Settings:
+        return self._runtime.settings
+
+    @property
+    def api(self) -> DmqApi:
+        return _api
+
+
+def _first_start(given: dict[str, Any]) -> Runtime:
+    from .host.kamailio import KamailioHost
+
+    host = KamailioHost()
+    try:
+        settings = settings_module.check(given)
+        name = "server_socket" if given.get("server_socket") else "server_address"
+        if not host.listens_on(settings.server_socket):
+            raise SettingError(
+                name,
+                given[name],
+                "an address that this Kamailio listens on (see its listen parameters); set "
+                "server_socket too if server_address is an advertised one",
+            )
+    except SettingError as error:
+        host.log("crit", str(error))
+        raise SystemExit(1) from None
+    runtime = Runtime(settings)
+    registry.open_generation()
+    return runtime

@@ -1,0 +1,1 @@
+"""What runs a bus: Kamailio (kamailio.py), the only place that imports KSR."""

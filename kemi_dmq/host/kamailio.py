@@ -1,0 +1,195 @@
+"""Kamailio as a host: the only place that imports KSR.
+
+Functions that are called for every message are bound once, as attributes, without a wrapper.
+What Kamailio's functions really do is in docs/kamailio.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import KSR
+
+from ..wire import METHOD, SUPPORTED, SipUri, Via
+
+_LOG = {"err": KSR.err, "warn": KSR.warn, "info": KSR.info, "crit": KSR.crit}
+_BINARY = "$(var(kemi_dmq_body){s.decode.base64})"
+
+
+class KamailioHost:
+    def __init__(self) -> None:
+        kx: Any = KSR.kx
+        self.ruri_user: Callable[[], str | None] = kx.get_ruser
+        self.from_uri: Callable[[], str | None] = kx.get_furi
+        self.call_id: Callable[[], str | None] = kx.get_callid
+        self.drop: Callable[[], None] = KSR.set_drop
+        self._body = kx.get_body
+        self._ip = kx.get_srcip
+        self._port = kx.get_srcport
+        self._header = KSR.hdr.get
+        self._pv = KSR.pv.get
+        self._reply = KSR.sl.send_reply
+        self._append = KSR.hdr.append_to_reply
+        self._socks: dict[str, str] = {}
+
+    # The request or reply being handled
+
+    def identity(self) -> object:
+        # RFC 3261, 17.2.3: the topmost Via (branch and sent-by) names the transaction; the
+        # Call-ID guards against senders whose branches repeat.
+        return (self._header("Via"), self.call_id())
+
+    def body(self) -> str | bytes | None:
+        try:
+            return self._body() or ""
+        except UnicodeDecodeError:
+            encoded = self._pv("$(rb{s.encode.base64})")
+            return base64.b64decode(encoded) if isinstance(encoded, str) else None
+
+    def content_type(self) -> str:
+        return self._text(self._pv("$cT"))
+
+    def max_forwards(self) -> int:
+        value = self._text(self._header("Max-Forwards")).strip()
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0
+
+    def source(self) -> tuple[str, int]:
+        return (self._text(self._ip()), int(self._port() or 0))
+
+    def header(self, name: str) -> str:
+        try:
+            return self._text(self._header(name))
+        except UnicodeDecodeError:
+            return ""
+
+    def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool:
+        self._append(SUPPORTED)
+        if body and KSR.textops.set_reply_body(body, content_type) < 0:
+            return False
+        return self._reply(code, reason) >= 0
+
+    def reply_status(self) -> tuple[int, str]:
+        return int(self._pv("$rs") or 0), self._text(self._pv("$rr"))
+
+    # Sending
+
+    def send(
+        self,
+        to: SipUri,
+        from_uri: SipUri,
+        headers: str,
+        body: str | bytes,
+        event_param: str,
+    ) -> bool:
+        sets = KSR.pv.sets
+        # What a script set there before must not travel with our message.
+        KSR.pv.unset("$uac_req(all)")
+        if not (
+            sets("$uac_req(method)", METHOD)
+            and sets("$uac_req(ruri)", str(to))
+            and sets("$uac_req(furi)", str(from_uri))
+            and sets("$uac_req(hdrs)", headers)
+            and sets("$uac_req(sock)", self._sock(to.transport))
+        ):
+            return False
+        if body and not self._set_body(body):
+            return False
+        if event_param:
+            KSR.pv.seti("$uac_req(evroute)", 1)
+            if not sets("$uac_req(evparam)", event_param):
+                return False
+        return KSR.uac.uac_req_send() >= 0
+
+    def _set_body(self, body: str | bytes) -> bool:
+        text: str | None = None
+        if isinstance(body, str):
+            text = body if "\0" not in body else None
+        elif b"\0" not in body:
+            try:
+                text = body.decode()
+            except UnicodeDecodeError:
+                text = None
+        if text is not None:
+            return KSR.pv.sets("$uac_req(body)", text)
+        # KEMI's strings are C strings: other bytes go through a transformation.
+        raw = body.encode() if isinstance(body, str) else body
+        KSR.pvx.var_sets("kemi_dmq_body", base64.b64encode(raw).decode())
+        done = KSR.pvx.evalx("$uac_req(body)", _BINARY) >= 0
+        KSR.pvx.var_sets("kemi_dmq_body", "")
+        return done and bool(KSR.pv.get("$(uac_req(body){s.len})") == len(raw))
+
+    def use_socket(self, via: Via) -> None:
+        """Send from this socket; to a node of another transport Kamailio chooses one."""
+        self._socks[via.transport] = f"{via.transport}:{via.host}:{via.port}"
+        self._via = via
+
+    def _sock(self, transport: str) -> str:
+        sock = self._socks.get(transport)
+        if sock is None:
+            via = Via(transport, self._via.host, self._via.port)
+            sock = f"{transport}:{via.host}:{via.port}" if self.listens_on(via) else ""
+            self._socks[transport] = sock
+        return sock
+
+    def send_text(self, to: SipUri, text: str) -> bool:
+        return KSR.corex.sendx(str(to.with_user("")), self._sock(to.transport), text) >= 0
+
+    def replicate(self, uris: list[str]) -> bool:
+        ruri = str(KSR.pv.get("$ru"))
+        for number, uri in enumerate(uris):
+            if number and KSR.corex.append_branch_uri(ruri) < 0:
+                return False
+            KSR.corex.set_send_socket(self._sock(self._via.transport))
+            if KSR.tm.t_replicate(uri) < 0:
+                return False
+        return True
+
+    def event(self) -> tuple[str, int, bool]:
+        return (
+            self._text(self._pv("$uac_req(evparam)")),
+            int(self._pv("$uac_req(evcode)") or 0),
+            self._pv("$uac_req(evtype)") == 2,
+        )
+
+    # Kamailio
+
+    def log(self, level: str, text: str) -> None:
+        _LOG[level](text.replace("\0", "?").encode("ascii", "backslashreplace").decode() + "\n")
+
+    def define(self, name: str) -> str | None:
+        if not KSR.kx.ifdef(name):
+            return None
+        value = KSR.kx.get_def(name)
+        return "" if value is None else str(value)
+
+    def listens_on(self, socket_: Via) -> bool:
+        return any(
+            KSR.is_myself(f"sip:{address}:{socket_.port};transport={socket_.transport}")
+            for address in addresses_of(socket_.host)
+        )
+
+    @functools.cache  # noqa: B019 - one host lives as long as Kamailio
+    def version(self) -> str:
+        return str(KSR.pv.get("$version(num)"))
+
+    def set_ruri(self, uri: str) -> None:
+        KSR.seturi(uri)
+
+    @staticmethod
+    def _text(value: object) -> str:
+        return value if isinstance(value, str) else ""
+
+
+def addresses_of(host: str) -> list[str]:
+    """The addresses of a host name as SIP URIs write them; empty if it does not resolve.
+    Waits for the DNS: only for the start and for the engine's own thread."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_DGRAM)
+    except OSError:
+        return []
+    hosts = [f"[{item[4][0]}]" if ":" in str(item[4][0]) else str(item[4][0]) for item in found]
+    return list(dict.fromkeys(hosts))

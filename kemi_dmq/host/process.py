@@ -1,0 +1,177 @@
+"""The two processes of our own: the engine's and the callbacks'.
+
+Kamailio's rtimer starts each and calls into it; the call does not return while all is well.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import select
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from ..bus import Bus, describe
+from ..engine import Engine, resolved_event, unpack_node
+from ..message import Reply
+from ..wire import SipUri
+from .kamailio import KamailioHost, addresses_of
+from .reload import ReloadSymbols
+
+#: Without the reload lock's symbol a loop returns this often, so that a reload gets a chance.
+SHORT_STAY = 0.1
+
+
+class Resolver:
+    """Looks names up in a thread, so that the engine never waits for the DNS.  No KSR there."""
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[tuple[str, list[str]]] = queue.SimpleQueue()
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread: threading.Thread | None = None
+
+    def ask(self, host: str) -> None:
+        self._asked.put(host)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        # Signals are the main thread's.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while True:
+            host = self._asked.get()
+            self.answers.put((host, addresses_of(host)))
+            os.eventfd_write(self.fd, 1)
+
+
+class EngineProcess:
+    """The process that owns the membership; the Outside of the engine."""
+
+    def __init__(self, bus: Bus, host: KamailioHost, symbols: ReloadSymbols) -> None:
+        self._bus = bus
+        self._host = host
+        self._symbols = symbols
+        self._resolver = Resolver()
+        self._goodbye: list[tuple[SipUri, str]] = []
+        self._stale_goodbye = True
+        self._engine = Engine(bus.settings, self, random.Random(os.urandom(16)), bus.user_agent())
+
+    def run(self) -> None:
+        """Work until Kamailio stops.  An exception ends it; it is then started again with the
+        list that is in shared memory."""
+        shared = self._bus.shared
+        stays = self._symbols.release()
+        signal.signal(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGINT, self._leave)
+        shared.words.set("engine_pid", os.getpid())
+        inbox, engine = shared.engine_inbox, self._engine
+        _, known = shared.snapshot.read()
+        engine.start(time.monotonic(), [unpack_node(item) for item in known or ()])
+        leaves_at = None if stays else time.monotonic() + SHORT_STAY
+        while leaves_at is None or time.monotonic() < leaves_at:
+            if self._stale_goodbye:
+                self._goodbye = engine.leave_texts()
+                self._stale_goodbye = False
+            now = time.monotonic()
+            shared.words.set("engine_moved_ms", int(now * 1000))
+            deadlines = [t for t in (engine.next_deadline(), leaves_at) if t is not None]
+            timeout = max(0.0, min(deadlines) - now) if deadlines else None
+            if timeout is None or timeout > 0:
+                select.select([inbox.fd, self._resolver.fd], [], [], timeout)
+            inbox.clear_wake()
+            for event in inbox.take():
+                engine.handle(event, time.monotonic())
+            self._take_answers()
+            engine.tick(time.monotonic())
+
+    def _take_answers(self) -> None:
+        try:
+            os.eventfd_read(self._resolver.fd)
+        except BlockingIOError:
+            return
+        while True:
+            try:
+                host, addresses = self._resolver.answers.get_nowait()
+            except queue.Empty:
+                return
+            self._engine.handle(resolved_event(host, addresses), time.monotonic())
+
+    def _leave(self, signum: int, frame: FrameType | None) -> None:
+        """Say goodbye.  All other processes have died where they stood, holding whatever they
+        held: this takes no lock of ours, of tm or of uac, and ends in any case."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(1)
+        for to, text in self._goodbye:
+            self._host.send_text(to, text)
+        for to, text in self._goodbye:
+            if to.transport == "udp":
+                self._host.send_text(to, text)
+        os._exit(0)
+
+    # The engine's Outside
+
+    def send(self, to: SipUri, text: str) -> None:
+        self._host.send_text(to, text)
+
+    def publish(self, value: tuple[Any, ...]) -> None:
+        self._bus.shared.snapshot.publish(value)
+        self._stale_goodbye = True
+
+    def callback(self, event: tuple[Any, ...]) -> None:
+        if not self._bus.shared.callbacks_inbox.put(event):
+            self._bus.shared.counters.add("inbox_full")
+            self._host.log("err", "kemi_dmq: the inbox of the callbacks process is full")
+
+    def resolve(self, host: str) -> None:
+        self._resolver.ask(host)
+
+
+def run_callbacks(
+    bus: Bus, host: KamailioHost, symbols: ReloadSymbols, stale: Any, run_event: Any
+) -> None:
+    """Run the script's callbacks, one after the other, until the script was loaded anew
+    (stale()): then Kamailio loads it here too, before it calls again."""
+    inbox = bus.shared.callbacks_inbox
+    stays = symbols.release()
+    leaves_at = None if stays else time.monotonic() + SHORT_STAY
+    while not stale():
+        timeout = None if leaves_at is None else max(0.0, leaves_at - time.monotonic())
+        select.select([inbox.fd], [], [], timeout)
+        inbox.clear_wake()
+        for event in inbox.take():
+            _run_callback(bus, event, run_event)
+            if stale():
+                inbox.wake()  # what is left is for the new script
+                return
+        if leaves_at is not None and time.monotonic() >= leaves_at:
+            return
+
+
+def _run_callback(bus: Bus, event: tuple[Any, ...], run_event: Any) -> None:
+    kind = event[0]
+    if kind == "timeout":
+        bus.run_response(event[1], Reply(408, "Request Timeout", "", "", timed_out=True))
+    elif kind == "init":
+        node = unpack_node(event[1]) if event[1] else None
+        for peer in bus.registry.peers():
+            if peer.init_callback is not None:
+                try:
+                    peer.init_callback(node)
+                except Exception as error:
+                    _user_error(bus, f"init_callback of peer {peer.peer_id}", error)
+    elif kind == "event":
+        try:
+            run_event(event[1], unpack_node(event[2]))
+        except Exception as error:
+            _user_error(bus, f"event_callback for {event[1]}", error)
+
+
+def _user_error(bus: Bus, what: str, error: Exception) -> None:
+    bus.shared.counters.add("user_errors")
+    bus.host.log("err", f"kemi_dmq: {what} raised: {describe(error)}")

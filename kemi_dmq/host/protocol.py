@@ -1,0 +1,54 @@
+"""What the bus needs of its host.  The request methods speak of the request being handled."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..wire import SipUri, Via
+
+
+class Host(Protocol):
+    # The request or reply being handled
+    def ruri_user(self) -> str | None: ...
+    def from_uri(self) -> str | None: ...
+    def call_id(self) -> str | None: ...
+    def identity(self) -> object:
+        """What a retransmission has in common with the request and no other request has."""
+
+    def body(self) -> str | bytes | None:
+        """The body; bytes where it is not UTF-8, None where it cannot be read at all."""
+
+    def content_type(self) -> str: ...
+    def max_forwards(self) -> int: ...
+    def source(self) -> tuple[str, int]: ...
+    def header(self, name: str) -> str: ...
+    def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool: ...
+    def reply_status(self) -> tuple[int, str]: ...
+    def drop(self) -> None:
+        """Let Kamailio do nothing more with the reply being handled."""
+
+    # Sending
+    def send(
+        self,
+        to: SipUri,
+        from_uri: SipUri,
+        headers: str,
+        body: str | bytes,
+        event_param: str,
+    ) -> bool:
+        """Send a KDMQ in a transaction; with event_param its outcome is told to the script."""
+
+    def send_text(self, to: SipUri, text: str) -> bool:
+        """Send a whole request without a transaction."""
+
+    def replicate(self, uris: list[str]) -> bool:
+        """Send the request being handled to each of uris, within its own transaction."""
+
+    def event(self) -> tuple[str, int, bool]:
+        """Of an outcome: event_param, code, and whether it is a timeout."""
+
+    # Kamailio
+    def log(self, level: str, text: str) -> None: ...
+    def define(self, name: str) -> str | None: ...
+    def listens_on(self, socket: Via) -> bool: ...
+    def version(self) -> str: ...

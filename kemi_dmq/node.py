@@ -1,0 +1,37 @@
+"""A node of the bus, as scripts see it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Status(enum.Enum):
+    """What this Kamailio knows of a node (C module: dmq_node status)."""
+
+    ACTIVE = "active"
+    NOT_ACTIVE = "not_active"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One Kamailio on the bus: a value, of the moment when it was read.
+
+    ``host`` is as in the URI (an IPv6 address in brackets), ``transport`` one of udp, tcp, tls
+    and sctp.  ``address`` is the IP address behind host, ``python`` tells whether the node has said
+    that it runs kemi_dmq.
+    """
+
+    uri: str
+    host: str
+    port: int
+    transport: str
+    status: Status
+    local: bool = False
+    python: bool = False
+    address: str = ""
+
+    @property
+    def active(self) -> bool:
+        return self.status is Status.ACTIVE

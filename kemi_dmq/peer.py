@@ -1,0 +1,115 @@
+"""Peers: named handlers of messages, and the registry that survives a reload of the script.
+
+A registration belongs to the script, or to an imported module.  The script's ones form a
+generation: it opens with DMQ(), is collected aside, and replaces the one before it as a whole
+when the script has loaded; a script that fails on the way changes nothing.  Those of imported
+modules stay, since a reload does not import them again.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+from .message import Message, Response
+from .node import Node
+
+PeerCallback = Callable[[Message, Node | None], Response | None]
+InitCallback = Callable[[Node | None], object]
+_TOKEN = re.compile(r"[A-Za-z0-9._~!$&'()*+,=-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A named handler.
+
+    peer_id: the user part of the R-URI, at most 64 characters.
+    callback(message, node): runs in the process that received the request; node is None for a
+    sender that is not on the list.  None: a peer for sending only, which answers 202.
+    init_callback(node): runs in the callbacks process when the first node list has arrived, and
+    again for each node that comes back.
+    """
+
+    peer_id: str
+    description: str = ""
+    callback: PeerCallback | None = None
+    init_callback: InitCallback | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.peer_id, str) or not _TOKEN.fullmatch(self.peer_id):
+            raise ValueError(f"peer_id is {self.peer_id!r}; it must be the user part of a SIP URI")
+        for name in ("callback", "init_callback"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} of peer {self.peer_id} is {value!r}; it must be callable")
+
+
+def is_peer_id(text: object) -> bool:
+    return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
+
+
+class Registry:
+    """All peers of this process.  Writer and reader: this process."""
+
+    def __init__(self, channel: str = "") -> None:
+        self.channel = channel
+        self._permanent: dict[str, Peer] = {}
+        self._script: dict[str, Peer] = {}
+        self._collecting: dict[str, Peer] | None = None
+        #: What requests are answered by, at this moment.
+        self.live: dict[str, Peer] = {}
+
+    def open_generation(self) -> None:
+        self._collecting = {}
+
+    def commit(self) -> None:
+        """The script has loaded: its registrations replace those of the script before it."""
+        if self._collecting is not None:
+            self._script, self._collecting = self._collecting, None
+        self.live = {**self._permanent, **self._script}
+
+    def discard(self) -> None:
+        """The script is not taken: its registrations are forgotten."""
+        self._collecting = None
+
+    def register(self, peer: Peer) -> Peer:
+        if not isinstance(peer, Peer):
+            raise TypeError(f"peer is {peer!r}; it must be a kemi_dmq.Peer")
+        module = importing_module(sys._getframe(2))
+        if module is None and self._collecting is None:
+            raise RuntimeError(
+                f"peer {peer.peer_id!r} is registered outside of loading; create DMQ() first and "
+                "register before dmq.attach()"
+            )
+        taken = (*self._permanent, *(self._collecting or self._script), self.channel)
+        if peer.peer_id in taken:
+            raise ValueError(f"peer_id {peer.peer_id!r} is taken; each peer is registered once")
+        if module is not None:
+            self._permanent[peer.peer_id] = peer
+            self.live = {**self._permanent, **self._script}
+        elif self._collecting is not None:
+            self._collecting[peer.peer_id] = peer
+        return peer
+
+    def peers(self) -> tuple[Peer, ...]:
+        return tuple(self.live.values())
+
+
+def importing_module(frame: FrameType | None) -> str | None:
+    """The module that is being imported in this call stack, or None if the script itself runs.
+
+    The script is what Kamailio calls: the outermost Python code apart from the import machinery.
+    """
+    innermost: str | None = None
+    outermost = ""
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith("importlib"):
+            outermost = name
+            if frame.f_code.co_name == "<module>" and innermost is None:
+                innermost = name
+        frame = frame.f_back
+    return innermost if innermost is not None and innermost != outermost else None

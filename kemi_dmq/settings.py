@@ -1,0 +1,179 @@
+"""The settings of a node: the C module's parameters by name, and a few of our own.
+
+They come from keyword arguments (``DMQ(server_address=…)``) or from ``#!define DMQ_…`` lines in
+kamailio.cfg (``DMQ.from_defs()``), are checked here without Kamailio, and never change while it
+runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+
+from .wire import SipUri, Via, WireError, normal_host, parse_uri
+
+
+class SettingError(ValueError):
+    """A setting is missing or wrong: names the setting, the value and what would be right."""
+
+    def __init__(self, name: str, value: object, right: str) -> None:
+        self.name = name
+        given = "is not set" if value is None else f"is {value!r}"
+        super().__init__(f"kemi_dmq: setting {name} {given}; it must be {right}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Checked settings.  Times are in seconds, flags are 0 or 1, as in the C module."""
+
+    #: SIP URI under which the others reach this node.  Required.
+    server_address: SipUri
+    #: The listening socket to send from, ``udp:10.0.0.20:5060``; by default that of
+    #: server_address.  Set it where server_address is an advertised address.
+    server_socket: Via
+    #: Where to ask for the bus at start, and again while this node is alone.
+    notification_address: tuple[SipUri, ...] = ()
+    #: The peer that carries node lists; the same on the whole bus.
+    notification_channel: str = "notification_peer"
+    #: 1: ask all addresses to which a name in notification_address resolves, 0: the first.
+    multi_notify: int = 0
+    #: Accepted for kamailio.cfg files of the C module; every SIP worker handles messages itself.
+    num_workers: int = 0
+    #: Accepted for kamailio.cfg files of the C module; nothing here polls.
+    worker_usleep: int = 0
+    #: Seconds between two pings of a node.
+    ping_interval: int = 60
+    #: 1: a node that does not answer leaves the list; 0: it stays there as not active.
+    remove_inactive: int = 1
+    #: 1: unanswered pings are counted and the two thresholds below apply.
+    fail_count_enabled: int = 0
+    #: A node is not active when more pings in a row than this were not answered.
+    fail_count_threshold_not_active: int = 0
+    #: A node is disabled (or removed) when more pings in a row than this were not answered.
+    fail_count_threshold_disabled: int = 1
+    #: 1: init_callback runs also when this node finds itself alone on the bus.
+    init_with_single: int = 0
+    #: Method of the KEMI handler that is told dmq:peer-up, -down and -disabled; "" for none.
+    event_callback: str = ""
+    #: 1: messages without a response callback are sent without a transaction.
+    sl_send: int = 0
+    #: Bytes of shared memory that remember answered requests, so that a copy of one is answered
+    #: again and not run again.  8 MB hold 32 s (RFC 3261, timer J) of 8,000 messages a second.
+    once_memory: int = 8 * 1024 * 1024
+    #: What the C nodes of this bus read over TCP and TLS (their core parameter tcp_rd_buf_size):
+    #: a larger message to one of them is refused at the call.
+    c_tcp_rd_buf_size: int = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"a number from {self.low} to {self.high}"
+
+
+_FLAG = _Range(0, 1)
+_RANGES = {
+    "multi_notify": _FLAG,
+    "num_workers": _Range(0, 256),
+    "worker_usleep": _Range(0, 10_000_000),
+    "ping_interval": _Range(5, 86_400),
+    "remove_inactive": _FLAG,
+    "fail_count_enabled": _FLAG,
+    "fail_count_threshold_not_active": _Range(0, 1000),
+    "fail_count_threshold_disabled": _Range(0, 1000),
+    "init_with_single": _FLAG,
+    "sl_send": _FLAG,
+    "once_memory": _Range(64 * 1024, 4 * 1024**3),
+    "c_tcp_rd_buf_size": _Range(1024, 16 * 1024**2),
+}
+NAMES = tuple(field.name for field in fields(Settings))
+_TOKEN = re.compile(r"[A-Za-z0-9._~!$&'()*+,=-]+")
+_URI_HELP = "a SIP URI such as sip:10.0.0.20:5060 or sip:10.0.0.20:5060;transport=tcp"
+_SOCKET = re.compile(r"(udp|tcp|tls|sctp):(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):([0-9]{1,5})", re.I)
+
+
+def check(given: Mapping[str, object]) -> Settings:
+    """Settings from keyword arguments; SettingError for the first that is missing or wrong."""
+    for name in given:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, 1)
+            hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(NAMES)
+            raise SettingError(name, given[name], f"a known setting: {hint}")
+    values: dict[str, object] = {k: v for k, v in given.items() if v is not None}
+    address = _uri("server_address", values.pop("server_address", None))
+    socket = values.pop("server_socket", None)
+    values["server_socket"] = (
+        Via(address.transport, address.host, address.port)
+        if socket in (None, "")
+        else _socket(socket)
+    )
+    values["notification_address"] = tuple(
+        _uri("notification_address", item)
+        for item in _items(values.pop("notification_address", ()))
+    )
+    for name, limits in _RANGES.items():
+        if name in values:
+            values[name] = _number(name, values[name], limits)
+    channel = values.get("notification_channel", "notification_peer")
+    if not isinstance(channel, str) or not _TOKEN.fullmatch(channel):
+        raise SettingError("notification_channel", channel, "the user part of a SIP URI")
+    callback = values.get("event_callback", "")
+    if not isinstance(callback, str) or (callback and not callback.isidentifier()):
+        raise SettingError("event_callback", callback, "the name of a method of the KEMI handler")
+    return Settings(server_address=address, **values)  # type: ignore[arg-type]
+
+
+def from_defs(get: Callable[[str], object]) -> dict[str, object]:
+    """The settings that kamailio.cfg defines; get("DMQ_X") gives a define's text, or None."""
+    given: dict[str, object] = {}
+    for name in NAMES:
+        text = get("DMQ_" + name.upper())
+        if isinstance(text, str) and len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+            text = text[1:-1]
+        if text is not None:
+            given[name] = text
+    return given
+
+
+def _items(value: object) -> Iterable[object]:
+    if isinstance(value, str):
+        return [item for item in re.split(r"[,\s]+", value) if item]
+    if isinstance(value, Iterable):
+        return value
+    raise SettingError("notification_address", value, f"a list of SIP URIs; each {_URI_HELP}")
+
+
+def _uri(name: str, value: object) -> SipUri:
+    if not isinstance(value, str):
+        raise SettingError(name, value, _URI_HELP)
+    try:
+        uri = parse_uri(value.strip())
+    except WireError:
+        raise SettingError(name, value, _URI_HELP) from None
+    return uri.with_user("")
+
+
+def _socket(value: object) -> Via:
+    right = "a listening socket such as udp:10.0.0.20:5060"
+    match = _SOCKET.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise SettingError("server_socket", value, right)
+    try:
+        return Via(match[1].lower(), normal_host(match[2]), int(match[3]))
+    except WireError:
+        raise SettingError("server_socket", value, right) from None
+
+
+def _number(name: str, value: object, limits: _Range) -> int:
+    if isinstance(value, bool):
+        value = int(value)
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]+\s*", value):
+        value = int(value)
+    if not isinstance(value, int) or not limits.low <= value <= limits.high:
+        raise SettingError(name, value, str(limits))
+    return value

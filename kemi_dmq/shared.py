@@ -1,0 +1,353 @@
+"""Memory that all processes of one Kamailio share.  Made once, before the fork.
+
+Every structure here says who writes it and who reads it.  Only the once-only table (once.py)
+takes a lock, since only there do several processes write the same word.  A reader never trusts
+what it reads without a check: records carry a checksum, so a torn one is noticed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import mmap
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+#: Processes that can use the bus: SIP workers, timers, TCP, ctl.  Kamailio has some twenty.
+MAX_PROCESSES = 256
+
+_COUNTERS = (
+    "received",  # KDMQ requests that reached handle_message or process_message
+    "delivered",  # of these: a peer's callback ran and answered
+    "notifications",  # of these: for the notification peer
+    "duplicates",  # copies answered again from memory
+    "copies_dropped",  # copies that came while the first one was still running
+    "once_evicted",  # answered requests forgotten before 32 s were over: once_memory is small
+    "not_found",  # 404: no such peer
+    "bad_requests",  # 400 and 413: headers or bodies that are not what SIP or DMQ asks for
+    "bad_lines",  # lines of a node list that are no node
+    "callback_errors",  # 500: a peer's callback raised, or returned what is no response
+    "sent",  # messages given to Kamailio for sending
+    "send_failures",  # messages that Kamailio or a full queue did not take
+    "replies",  # responses that reached a response callback
+    "timeouts",  # the same for timeouts
+    "inbox_full",  # events that found the inbox of the engine or of the callbacks process full
+    "engine_failures",  # times the engine had to start again
+    "user_errors",  # init, event and response callbacks that raised
+)
+COUNTERS = {name: index for index, name in enumerate(_COUNTERS)}
+
+
+def shared_map(size: int) -> mmap.mmap:
+    """Anonymous shared memory; pages that nobody touches cost nothing."""
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return mmap.mmap(-1, size, flags)
+
+
+class Processes:
+    """A small number for each process, given when it first asks.
+
+    Writer: the process that asks, under a file lock that the kernel gives back if it dies.
+    """
+
+    def __init__(self) -> None:
+        self._words = memoryview(shared_map(4096)).cast("Q")
+        self._lock_fd = os.memfd_create("kemi_dmq")
+        self._mine: int | None = None
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._mine = None
+
+    def mine(self) -> int:
+        if self._mine is None:
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_EX)
+            try:
+                number = self._words[0]
+                if number >= MAX_PROCESSES:
+                    raise RuntimeError(f"kemi_dmq: more than {MAX_PROCESSES} processes")
+                self._words[0] = number + 1
+                self._mine = number
+            finally:
+                fcntl.lockf(self._lock_fd, fcntl.LOCK_UN)
+        return self._mine
+
+    def known(self) -> int:
+        """How many numbers are given."""
+        return self._words[0]
+
+
+class Counters:
+    """Totals over all processes.  Writer: each process its own row.  Readers: anyone."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._width = 32
+        self._words = memoryview(shared_map(MAX_PROCESSES * self._width * 8)).cast("Q")
+        self._row: memoryview[int] | None = None
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._row = None
+
+    def add(self, name: str, amount: int = 1) -> None:
+        row = self._row
+        if row is None:
+            start = self._processes.mine() * self._width
+            row = self._row = self._words[start : start + self._width]
+        row[COUNTERS[name]] += amount
+
+    def totals(self) -> dict[str, int]:
+        words = self._words.tolist()
+        return {name: sum(words[index :: self._width]) for name, index in COUNTERS.items()}
+
+
+class Snapshot:
+    """The last published value, for readers in every process.
+
+    Writer: the engine alone.  Two buffers: the one that readers are told of is never written, a
+    reader that was overtaken twice sees that the version moved and reads again.
+    """
+
+    SIZE = 4 * 1024 * 1024
+
+    def __init__(self) -> None:
+        self._map = shared_map(4096 + 2 * self.SIZE)
+        self._words = memoryview(self._map).cast("Q")[:8]  # version, then (length, crc) twice
+
+    @property
+    def version(self) -> int:
+        return self._words[0]
+
+    def publish(self, value: Any) -> None:
+        data = marshal.dumps(value)
+        if len(data) > self.SIZE:
+            raise ValueError(f"a snapshot of {len(data)} bytes is larger than {self.SIZE}")
+        version = self._words[0] + 1
+        half = version % 2
+        start = 4096 + half * self.SIZE
+        self._map[start : start + len(data)] = data
+        self._words[1 + 2 * half] = len(data)
+        self._words[2 + 2 * half] = zlib.crc32(data)
+        self._words[0] = version
+
+    def read(self) -> tuple[int, Any]:
+        """(version, value); version 0 and None before the first publish."""
+        while True:
+            version = self._words[0]
+            if version == 0:
+                return 0, None
+            half = version % 2
+            length, crc = self._words[1 + 2 * half], self._words[2 + 2 * half]
+            start = 4096 + half * self.SIZE
+            data = self._map[start : start + min(length, self.SIZE)]
+            if self._words[0] == version and zlib.crc32(data) == crc:
+                return version, marshal.loads(data)
+
+
+class Inbox:
+    """A queue into one process, written by all others.
+
+    Each writer has a ring of its own (it alone moves the ring's head), the one reader moves the
+    tails, so nobody locks and a writer that dies in the middle harms nobody.  An eventfd wakes
+    the reader.  A full ring refuses: put() says False at once.
+    """
+
+    RING = 128 * 1024
+    #: The largest event: a notification body of 32 KB is well within it.
+    MAX_EVENT = RING // 2 - 16
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._rings = shared_map(MAX_PROCESSES * self.RING)
+        words = memoryview(shared_map(2 * MAX_PROCESSES * 8)).cast("Q")
+        self._heads, self._tails = words[:MAX_PROCESSES], words[MAX_PROCESSES:]
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def wake(self) -> None:
+        os.eventfd_write(self.fd, 1)
+
+    def put(self, event: tuple[Any, ...]) -> int:
+        """Queue an event; its ticket (for applied()), or 0 if there is no room for it."""
+        data = marshal.dumps(event)
+        need = len(data) + 8
+        if need > self.MAX_EVENT:
+            return 0
+        mine = self._processes.mine()
+        head, tail = self._heads[mine], self._tails[mine]
+        offset = head % self.RING
+        skip = self.RING - offset if offset + need > self.RING else 0
+        if head + skip + need - tail > self.RING:
+            return 0
+        base = mine * self.RING
+        if skip:
+            if skip >= 4:
+                self._rings[base + offset : base + offset + 4] = b"\xff\xff\xff\xff"
+            head, offset = head + skip, 0
+        start = base + offset
+        self._rings[start : start + need] = (
+            len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data
+        )
+        self._heads[mine] = head + need
+        self.wake()
+        return head + need
+
+    def applied(self, ticket: int) -> bool:
+        """Whether this process's event with that ticket has been worked off."""
+        return self._tails[self._processes.mine()] >= ticket
+
+    def wait_applied(self, ticket: int, seconds: float) -> bool:
+        """Wait until applied(); the reader needs some 0.2 ms when it is idle."""
+        end = time.monotonic() + seconds
+        while not self.applied(ticket):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.0001)
+        return True
+
+    def take(self) -> Iterator[tuple[Any, ...]]:
+        """The events that wait now.  Reader only.  Each one's ticket counts as applied when the
+        next one is asked for, that is, when the reader is done with it."""
+        for ring in range(self._processes.known()):
+            tail, head = self._tails[ring], self._heads[ring]
+            while tail < head:
+                offset = tail % self.RING
+                start = ring * self.RING + offset
+                length = int.from_bytes(self._rings[start : start + 4], "little")
+                if self.RING - offset < 4 or length == 0xFFFFFFFF:
+                    tail += self.RING - offset
+                    self._tails[ring] = tail
+                    continue
+                data = self._rings[start + 8 : start + 8 + length]
+                crc = int.from_bytes(self._rings[start + 4 : start + 8], "little")
+                if zlib.crc32(data) != crc:
+                    break  # not wholly visible yet on this processor; its wake-up comes
+                try:
+                    yield marshal.loads(data)
+                finally:
+                    tail += length + 8
+                    self._tails[ring] = tail
+
+    def clear_wake(self) -> None:
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass
+
+
+class Cells:
+    """Room for a value that must wait for an answer and is too large for Kamailio's own field.
+
+    Writer: the process that owns the cells fills one and marks it used; whoever gets the answer
+    reads it and marks it free.  A cell whose answer never came is free again after MAX_AGE.
+    """
+
+    PER_PROCESS = 64
+    SIZE = 8192
+    MAX_AGE = 120.0
+
+    def __init__(self, processes: Processes, clock: Callable[[], float]) -> None:
+        self._processes = processes
+        self._clock = clock
+        self._map = shared_map(MAX_PROCESSES * self.PER_PROCESS * self.SIZE)
+        # for each cell: when it was filled (0: free), in ms, and its length
+        self._words = memoryview(shared_map(MAX_PROCESSES * self.PER_PROCESS * 16)).cast("Q")
+        self._next = 0
+
+    def put(self, data: bytes) -> int | None:
+        """The number of a cell that now holds data, or None if all are in use."""
+        if len(data) > self.SIZE:
+            return None
+        base = self._processes.mine() * self.PER_PROCESS
+        now = int(self._clock() * 1000) + 1
+        for step in range(self.PER_PROCESS):
+            cell = base + (self._next + step) % self.PER_PROCESS
+            filled = self._words[2 * cell]
+            if filled == 0 or now - filled > self.MAX_AGE * 1000:
+                self._map[cell * self.SIZE : cell * self.SIZE + len(data)] = data
+                self._words[2 * cell + 1] = len(data)
+                self._words[2 * cell] = now
+                self._next = (self._next + step + 1) % self.PER_PROCESS
+                return cell
+        return None
+
+    def take(self, cell: int) -> bytes:
+        length = self._words[2 * cell + 1]
+        data = self._map[cell * self.SIZE : cell * self.SIZE + length]
+        self._words[2 * cell] = 0
+        return data
+
+
+class Names:
+    """Names of peers that are only sent to (KSR.dmq.bcast_message on a channel without a peer):
+    every process answers them with 202, as the C module does.
+
+    Writers: any process, under a file lock; names are only ever added.  Readers: any.
+    """
+
+    SIZE = 64 * 1024
+
+    def __init__(self) -> None:
+        self._map = shared_map(self.SIZE)
+        self._length = memoryview(shared_map(4096)).cast("Q")
+        self._lock_fd = os.memfd_create("kemi_dmq_names")
+        self._read = 0
+        self._names: frozenset[str] = frozenset()
+
+    def has(self, name: str) -> bool:
+        if self._read != self._length[0]:
+            length = self._length[0]
+            self._names = frozenset(self._map[:length].decode().split("\n"))
+            self._read = length
+        return name in self._names
+
+    def add(self, name: str) -> bool:
+        """False when there is no room for one more."""
+        if self.has(name):
+            return True
+        fcntl.lockf(self._lock_fd, fcntl.LOCK_EX)
+        try:
+            length = self._length[0]
+            data = name.encode() + b"\n"
+            if length + len(data) > self.SIZE:
+                return False
+            self._map[length : length + len(data)] = data
+            self._length[0] = length + len(data)
+            return True
+        finally:
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_UN)
+
+
+class Words:
+    """A few single numbers, each with one writer."""
+
+    NAMES = ("engine_moved_ms", "script_version", "reload_told", "engine_pid")
+
+    def __init__(self) -> None:
+        self._words = memoryview(shared_map(4096)).cast("Q")
+
+    def get(self, name: str) -> int:
+        return self._words[self.NAMES.index(name)]
+
+    def set(self, name: str, value: int) -> None:
+        self._words[self.NAMES.index(name)] = value
+
+
+class Shared:
+    """All of it, made in Kamailio's first process while it loads the script."""
+
+    def __init__(self, once_memory: int, clock: Callable[[], float] = time.monotonic) -> None:
+        from .once import OnceTable
+
+        self.processes = Processes()
+        self.counters = Counters(self.processes)
+        self.snapshot = Snapshot()
+        self.engine_inbox = Inbox(self.processes)
+        self.callbacks_inbox = Inbox(self.processes)
+        self.cells = Cells(self.processes, clock)
+        self.names = Names()
+        self.words = Words()
+        self.once = OnceTable(once_memory, clock)

@@ -1,0 +1,261 @@
+"""Text <-> values: URIs, notification bodies, and the requests that the engine sends.
+
+Everything here is pure.  What a remote node got wrong is returned as a count or raises WireError;
+nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+METHOD = "KDMQ"
+#: Option tag (RFC 3261, 19.2) by which Python nodes know each other; the number is the version of
+#: what they say to each other beyond the C module's protocol.
+OPTION_TAG = "kemi_dmq-1"
+SUPPORTED = f"Supported: {OPTION_TAG}\r\n"
+TRANSPORTS = ("udp", "tcp", "tls", "sctp")
+#: A list longer than this is refused whole (413): a datagram of 64 KB holds fewer nodes.
+MAX_LINES = 1500
+
+#: Statuses on the wire -> "is it active?".  timeout and pending are the words of 5.6 to 6.0,
+#: not_active came with 6.1.
+WIRE_STATUSES = {
+    "active": "active",
+    "not_active": "not_active",
+    "timeout": "not_active",
+    "pending": "not_active",
+    "disabled": "disabled",
+}
+
+_HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_URI = re.compile(
+    rf"(?P<scheme>sips?):(?:(?P<user>[^@:;?<>\s\"]+)(?::[^@\s]*)?@)?(?P<host>{_HOST})"
+    r"(?::(?P<port>[0-9]{1,5}))?(?P<params>(?:;[^;?<>\s\"]*)*)(?:\?\S*)?",
+    re.IGNORECASE,
+)
+
+
+class WireError(ValueError):
+    """The other side (or a setting) sent something that is not what RFC 3261 or DMQ defines."""
+
+
+@dataclass(frozen=True, slots=True)
+class SipUri:
+    """The parts of a SIP URI that DMQ looks at."""
+
+    host: str
+    port: int
+    transport: str = "udp"
+    user: str = ""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What makes two URIs the same node: host and port (as in the C module)."""
+        return (self.host, self.port)
+
+    def __str__(self) -> str:
+        user = f"{self.user}@" if self.user else ""
+        transport = "" if self.transport == "udp" else f";transport={self.transport}"
+        return f"sip:{user}{self.host}:{self.port}{transport}"
+
+    def with_transport(self, transport: str) -> SipUri:
+        return replace(self, transport=transport)
+
+    def with_user(self, user: str) -> SipUri:
+        return replace(self, user=user)
+
+
+def normal_host(host: str) -> str:
+    """One spelling for one host: lower case, IPv6 in brackets and in its short form."""
+    bare = host[1:-1] if host.startswith("[") else host
+    if ":" in bare:
+        try:
+            return f"[{ipaddress.IPv6Address(bare).compressed}]"
+        except ValueError:
+            raise WireError(f"not an IPv6 address: {host!r}") from None
+    if re.fullmatch(r"[0-9.]+", bare):
+        try:
+            return str(ipaddress.IPv4Address(bare))
+        except ValueError:
+            raise WireError(f"not an IPv4 address: {host!r}") from None
+    if ".." in bare:
+        raise WireError(f"not a host name: {host!r}")
+    return bare.lower()
+
+
+def is_address(host: str) -> bool:
+    """Whether a host (as normal_host gives it) is an IP address, not a name to resolve."""
+    return host.startswith("[") or re.fullmatch(r"[0-9.]+", host) is not None
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> tuple[SipUri, str]:
+    match = _URI.fullmatch(text)
+    if match is None:
+        raise WireError(f"not a SIP URI: {text[:200]!r}")
+    params = match["params"]
+    transport = ""
+    for param in params.split(";")[1:]:
+        name, _, value = param.partition("=")
+        if name.lower() == "transport":
+            transport = value.lower()
+            if transport not in TRANSPORTS:
+                raise WireError(f"unknown transport in {text[:200]!r}")
+    if not transport:
+        transport = "tls" if match["scheme"].lower() == "sips" else "udp"
+    port = int(match["port"]) if match["port"] else (5061 if transport == "tls" else 5060)
+    if not 0 < port < 65536:
+        raise WireError(f"port out of range in {text[:200]!r}")
+    uri = SipUri(normal_host(match["host"]), port, transport, match["user"] or "")
+    return uri, params
+
+
+def parse_uri(text: str) -> SipUri:
+    """A SIP URI's host, port, transport and user; WireError for anything else."""
+    return _parse(text)[0]
+
+
+def is_sip_uri(text: str) -> bool:
+    try:
+        _parse(text)
+    except WireError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a notification body: a node and the status its sender gives it."""
+
+    uri: SipUri
+    status: str  # "active", "not_active" or "disabled"
+
+
+def parse_line(text: str) -> Line:
+    uri, params = _parse(text.strip())
+    for param in params.split(";")[1:]:
+        name, _, value = param.partition("=")
+        if name.lower() == "status":
+            status = WIRE_STATUSES.get(value.lower())
+            if status is None:
+                raise WireError(f"unknown status in {text[:200]!r}")
+            return Line(uri.with_user(""), status)
+    raise WireError(f"no status in {text[:200]!r}")
+
+
+def parse_body(body: str) -> tuple[list[Line], int]:
+    """The good lines of a notification body and the number of bad ones.
+
+    A node named twice counts once, as its last line says.  WireError when there are more than
+    MAX_LINES lines.
+    """
+    if body.count("\n") > MAX_LINES:
+        raise WireError(f"more than {MAX_LINES} lines")
+    lines: dict[tuple[str, int], Line] = {}
+    bad = 0
+    for text in body.splitlines():
+        if not text.strip():
+            continue
+        try:
+            line = parse_line(text)
+        except WireError:
+            bad += 1
+        else:
+            lines[line.uri.key] = line
+    return list(lines.values()), bad
+
+
+def build_body(uris: Iterable[SipUri], status: str = "active") -> str:
+    return "".join(f"{uri};status={status}\r\n" for uri in uris)
+
+
+#: A C node keeps its own list in a buffer of 1,024 bytes and stops working when it is full.
+C_LIST_BYTES = 1000
+
+
+def c_share(uris: Iterable[SipUri]) -> list[SipUri]:
+    """The nodes that a C node can be told of: as many as its buffer holds, and always the same
+    ones wherever this is computed (the first by host and port)."""
+    chosen: list[SipUri] = []
+    size = 0
+    for uri in sorted(uris, key=lambda uri: uri.key):
+        size += len(f"{uri};status=active\r\n")
+        if size > C_LIST_BYTES:
+            break
+        chosen.append(uri)
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """Who the other side is, by its Supported and User-Agent or Server headers."""
+
+    python: bool = False
+    version: tuple[int, int] | None = None  # Kamailio's, where it says so
+
+
+_VERSION = re.compile(r"kamailio[ /(]+(\d+)\.(\d+)", re.IGNORECASE)
+
+
+@lru_cache(maxsize=256)
+def parse_agent(supported: str, product: str) -> Agent:
+    """Agent from the values of Supported and of User-Agent (or Server); both may be empty."""
+    tags = [tag.strip().lower() for tag in supported.split(",")]
+    python = any(tag.startswith("kemi_dmq-") for tag in tags)
+    match = _VERSION.search(product)
+    return Agent(python, (int(match[1]), int(match[2])) if match else None)
+
+
+def leave_status(agent: Agent | None) -> str:
+    """The word with which a node leaves, so that who is told understands it and will take the
+    node back: ``disabled`` sticks in C nodes up to 6.1, and an unknown word stops them."""
+    if agent is None or (not agent.python and agent.version is None):
+        return "disabled"
+    if agent.python or (agent.version is not None and agent.version >= (6, 1)):
+        return "not_active"
+    return "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """The part of a request that says who sends it: the listening socket and the From URI."""
+
+    transport: str
+    host: str
+    port: int
+
+
+def build_request(
+    *,
+    via: Via,
+    branch: str,
+    call_id: str,
+    tag: str,
+    from_uri: SipUri,
+    to_uri: SipUri,
+    body: str,
+    max_forwards: int,
+    user_agent: str,
+    content_type: str = "text/plain",
+) -> str:
+    """A whole KDMQ request, for a host that sends text (RFC 3261, 8.1.1)."""
+    typed = f"Content-Type: {content_type}\r\n" if body else ""
+    return (
+        f"{METHOD} {to_uri} SIP/2.0\r\n"
+        f"Via: SIP/2.0/{via.transport.upper()} {via.host}:{via.port};branch={branch}\r\n"
+        f"To: <{to_uri}>\r\n"
+        f"From: <{from_uri.with_transport('udp')}>;tag={tag}\r\n"
+        f"CSeq: 10 {METHOD}\r\n"
+        f"Call-ID: {call_id}\r\n"
+        f"Max-Forwards: {max_forwards}\r\n"
+        f"{SUPPORTED}"
+        f"User-Agent: {user_agent}\r\n"
+        f"{typed}"
+        f"Content-Length: {len(body.encode())}\r\n"
+        "\r\n"
+        f"{body}"
+    )

@@ -1,0 +1,371 @@
+"""Real Kamailios on loopback addresses, started and ended by the test that needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .sip import SipSocket, request
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("node_script.py")
+T = TypeVar("T")
+
+
+def module_path() -> str:
+    """Where Debian's package puts Kamailio's modules."""
+    for path in Path("/usr/lib").glob("*/kamailio/modules"):
+        return f"{path}/"
+    raise RuntimeError("no Kamailio modules under /usr/lib; apt-get install kamailio")
+
+
+def wait_for(what: Callable[[], T], seconds: float = 5.0, why: str = "") -> T:
+    """Wait until what() is true and give its value."""
+    end = time.monotonic() + seconds
+    while True:
+        value = what()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {why or what} (last: {value!r})")
+        time.sleep(0.01)
+
+
+class Kamailio:
+    """One Kamailio process tree at one loopback address."""
+
+    def __init__(self, address: str, directory: Path, cfg: str, env: dict[str, str]) -> None:
+        self.address = address
+        self.uri = f"sip:{address}:5060"
+        self.directory = directory
+        self.process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        self.ctl = f"unix:{directory}/ctl"
+        self.cfg = directory / "kamailio.cfg"
+        self.cfg.write_text(cfg)
+        self._env = {**os.environ, **env}
+        self._log = directory / "log"
+
+    def start(self, wait: bool = True) -> None:
+        command = ["kamailio", "-DD", "-E", "-f", str(self.cfg), "-m", "32", "-M", "8"]
+        command += ["-P", f"{self.directory}/pid", "-Y", str(self.directory)]
+        command += ["-w", str(self.directory)]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self._env, start_new_session=True
+            )
+        if wait:
+            self.wait_up()
+
+    def wait_up(self) -> None:
+        wait_for(self.answers, 10, f"{self.address} answers; log:\n{self.log()[-3000:]}")
+
+    def answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"{self.address} has ended; log:\n{self.log()[-3000:]}")
+        with SipSocket() as sip:
+            data = request(self.address, method="OPTIONS", user="", via=sip.name, sender=sip.name)
+            return sip.ask(data, self.address, 0.1) is not None
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def stop(self) -> float:
+        """SIGTERM, as an init system stops it; the seconds until it has ended with status 0."""
+        assert self.process is not None
+        before = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(70)
+        seconds = time.monotonic() - before
+        assert code == 0, f"{self.address} ended with status {code}"
+        self.process = None
+        return seconds
+
+    def kill(self) -> None:
+        """End all its processes without a chance to say goodbye."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+            self.process = None
+
+    def kamcmd(self, *command: str) -> str:
+        done = subprocess.run(
+            ["kamcmd", "-s", self.ctl, *command], capture_output=True, text=True, timeout=10
+        )
+        return done.stdout + done.stderr
+
+    def children(self) -> dict[int, str]:
+        """The pids of its processes and what each is, as Kamailio says."""
+        found = re.findall(r"PID:\s*(\d+)\s*DSC:\s*(.*)", self.kamcmd("core.ps"))
+        if not found:
+            lines = self.kamcmd("core.ps").splitlines()
+            found = [(lines[i], lines[i + 1]) for i in range(0, len(lines) - 1, 2)]
+        return {int(pid): what.strip() for pid, what in found}
+
+
+class PythonNode(Kamailio):
+    """A node with kemi_dmq and the tests' script."""
+
+    def __init__(
+        self,
+        address: str,
+        directory: Path,
+        notification: str = "",
+        *,
+        defines: dict[str, object] | None = None,
+        listen: str = "",
+        before: str = "",
+        script: str | None = None,
+        children: int = 2,
+    ) -> None:
+        self.events_file = directory / "events.jsonl"
+        self.script = directory / "node_script.py"
+        directory.mkdir(parents=True, exist_ok=True)
+        self.script.write_text(SCRIPT.read_text() if script is None else script)
+        settings: dict[str, object] = {
+            "server_address": f"sip:{address}:5060",
+            "ping_interval": 5,
+            "event_callback": "on_event",
+        }
+        if notification:
+            settings["notification_address"] = notification
+        settings.update(defines or {})
+        lines = [
+            f"#!define DMQ_{name.upper()} "
+            + (f'"{value}"' if isinstance(value, str) else f"{value}")
+            for name, value in settings.items()
+            if value is not None
+        ]
+        cfg = "\n".join(
+            [
+                *lines,
+                listen or f"listen=udp:{address}:5060",
+                "auto_aliases=no",
+                f"children={children}",
+                "log_stderror=yes",
+                "debug=2",
+                f'mpath="{module_path()}"',
+                'loadmodule "ctl.so"',
+                f'modparam("ctl", "binrpc", "unix:{directory}/ctl")',
+                before,
+                f'include_file "{ROOT}/kamailio-cfg/kemi_dmq.cfg"',
+                f'modparam("app_python3", "load", "{self.script}")',
+                'cfgengine "python"',
+                "",
+            ]
+        )
+        env = {"PYTHONPATH": str(ROOT), "NODE_EVENTS": str(self.events_file)}
+        env["PYTHONDONTWRITEBYTECODE"] = "1"
+        super().__init__(address, directory, cfg, env)
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.command("nodes", _wait=0.1))
+        except TimeoutError:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise AssertionError(
+                    f"{self.address} has ended; log:\n{self.log()[-3000:]}"
+                ) from None
+            return False
+
+    def command(self, name: str, _wait: float = 5.0, **args: object) -> Any:
+        """Run a command of the test script in one of the SIP workers; its result."""
+        with SipSocket() as sip:
+            data = request(
+                self.address,
+                method="INFO",
+                user=name,
+                body=json.dumps(args).encode(),
+                via=sip.name,
+                sender=sip.name,
+            )
+            reply = sip.ask(data, self.address, _wait)
+        if reply is None:
+            raise TimeoutError(f"{self.address} does not answer {name}")
+        return json.loads(reply.body)
+
+    def nodes(self) -> dict[str, str]:
+        """uri -> status, as one of the workers sees it."""
+        return {uri: status for uri, status, _, _ in self.command("nodes")["nodes"]}
+
+    def active(self) -> set[str]:
+        return {uri for uri, status in self.nodes().items() if status == "active"}
+
+    def counters(self) -> dict[str, int]:
+        return self.command("counters")  # type: ignore[no-any-return]
+
+    def events(self, kind: str, **match: object) -> list[dict[str, Any]]:
+        """What the script noted."""
+        if not self.events_file.exists():
+            return []
+        all_events = [json.loads(line) for line in self.events_file.read_text().splitlines()]
+        return [
+            event
+            for event in all_events
+            if event["kind"] == kind and all(event.get(k) == v for k, v in match.items())
+        ]
+
+
+C_CFG = """
+listen=udp:{address}:5060
+{listen}
+auto_aliases=no
+children=2
+log_stderror=yes
+debug=2
+mpath="{mpath}"
+loadmodule "tm.so"
+loadmodule "sl.so"
+loadmodule "pv.so"
+loadmodule "textops.so"
+loadmodule "corex.so"
+loadmodule "xlog.so"
+loadmodule "ctl.so"
+modparam("ctl", "binrpc", "unix:{directory}/ctl")
+loadmodule "dmq.so"
+modparam("dmq", "server_address", "{server_address}")
+{notification}
+modparam("dmq", "ping_interval", {ping_interval})
+modparam("dmq", "num_workers", 2)
+{before}
+request_route {{
+    if (is_method("KDMQ")) {{
+        if ($rU == "acme") {{
+            xlog("L_ERR", "GOT from=$fu size=$bs body=$rb\\n");
+            sl_send_reply("200", "OK");
+            exit;
+        }}
+        dmq_handle_message();
+    }}
+    if (is_method("OPTIONS")) {{ sl_send_reply("200", "OK"); exit; }}
+    if (is_method("MESSAGE")) {{
+        if (dmq_bcast_message("acme", "$rb", "text/plain")) {{ sl_send_reply("200", "sent"); }}
+        else {{ sl_send_reply("500", "not sent"); }}
+        exit;
+    }}
+    if (is_method("INFO")) {{
+        if (dmq_send_message("acme", "$hdr(X-Node)", "$rb", "text/plain")) {{
+            sl_send_reply("200", "sent");
+        }} else {{ sl_send_reply("500", "not sent"); }}
+        exit;
+    }}
+    if (is_method("REGISTER")) {{
+        xlog("L_ERR", "REGISTERED from=$si callid=$ci\\n");
+        sl_send_reply("200", "OK");
+        exit;
+    }}
+}}
+"""
+
+
+class CNode(Kamailio):
+    """A node with Kamailio's own dmq.so."""
+
+    def __init__(
+        self,
+        address: str,
+        directory: Path,
+        notification: str = "",
+        *,
+        ping_interval: int = 5,
+        listen: str = "",
+        before: str = "",
+        server_address: str = "",
+    ) -> None:
+        notified = (
+            f'modparam("dmq", "notification_address", "{notification}")' if notification else ""
+        )
+        cfg = C_CFG.format(
+            address=address,
+            directory=directory,
+            mpath=module_path(),
+            notification=notified,
+            ping_interval=ping_interval,
+            listen=listen,
+            before=before,
+            server_address=server_address or f"sip:{address}:5060",
+        )
+        super().__init__(address, directory, cfg, {})
+
+    def nodes(self) -> dict[str, str]:
+        """uri -> status, as kamcmd dmq.list_nodes shows it."""
+        found = {}
+        for block in self.kamcmd("dmq.list_nodes").split("}"):
+            fields = dict(re.findall(r"(\w+): (\S+)", block))
+            if "host" in fields:
+                found[f"sip:{fields['host']}:{fields['port']}"] = fields["status"]
+        return found
+
+    def active(self) -> set[str]:
+        return {uri for uri, status in self.nodes().items() if status == "active"}
+
+    def bcast(self, body: bytes) -> int:
+        """Broadcast to peer acme; the code with which its script answers."""
+        with SipSocket() as sip:
+            data = request(self.address, method="MESSAGE", body=body, via=sip.name, sender=sip.name)
+            reply = sip.ask(data, self.address)
+        return reply.code if reply else 0
+
+    def send(self, body: bytes, to: str) -> int:
+        with SipSocket() as sip:
+            data = request(
+                self.address,
+                method="INFO",
+                body=body,
+                via=sip.name,
+                sender=sip.name,
+                headers={"X-Node": to},
+            )
+            reply = sip.ask(data, self.address)
+        return reply.code if reply else 0
+
+    def got(self) -> list[str]:
+        """The bodies that peer acme got."""
+        return re.findall(r"GOT from=\S+ size=\d+ body=(.*)", self.log())
+
+
+class Bed:
+    """Nodes of one test; ends them all."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.nodes: list[Kamailio] = []
+
+    def python(self, address: str, notification: str = "", **more: Any) -> PythonNode:
+        directory = self.directory / address
+        shutil.rmtree(directory, ignore_errors=True)
+        node = PythonNode(address, directory, notification, **more)
+        self.nodes.append(node)
+        return node
+
+    def c(self, address: str, notification: str = "", **more: Any) -> CNode:
+        directory = self.directory / address
+        shutil.rmtree(directory, ignore_errors=True)
+        node = CNode(address, directory, notification, **more)
+        self.nodes.append(node)
+        return node
+
+    def close(self) -> Iterator[tuple[str, str]]:
+        """End what still runs; gives each node's address and log."""
+        for node in self.nodes:
+            node.kill()
+        for node in self.nodes:
+            yield node.address, node.log()
+
+
+def whole(*nodes: PythonNode | CNode) -> Callable[[], bool]:
+    """Whether each of nodes lists exactly all of them as active."""
+    everyone = {node.uri for node in nodes}
+    return lambda: all(node.active() == everyone for node in nodes)

@@ -1,0 +1,98 @@
+"""A SIP client on a loopback address, for what Kamailio itself would not send."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class SipReply:
+    code: int
+    reason: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def parse_reply(data: bytes) -> SipReply:
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    match = re.fullmatch(r"SIP/2\.0 (\d{3}) ?(.*)", lines[0])
+    assert match, lines[0]
+    headers = {}
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    return SipReply(int(match[1]), match[2], headers, body)
+
+
+def request(
+    to: str,
+    *,
+    method: str = "KDMQ",
+    user: str = "acme",
+    body: bytes = b"",
+    sender: str = "127.0.0.1:5060",
+    via: str = "127.0.0.1:5060",
+    port: int = 5060,
+    headers: dict[str, str | None] | None = None,
+) -> bytes:
+    """A request to user at the address to; headers replaces headers, or with None leaves them
+    out."""
+    number = f"{os.getpid()}.{next(_numbers)}.{time.monotonic_ns()}"
+    uri = f"sip:{user}@{to}:{port}" if user else f"sip:{to}:{port}"
+    all_headers: dict[str, str | None] = {
+        "Via": f"SIP/2.0/UDP {via};branch=z9hG4bK{number}",
+        "To": f"<{uri}>",
+        "From": f"<sip:{user or 'x'}@{sender}>;tag={number}",
+        "CSeq": f"10 {method}",
+        "Call-ID": f"{number}@test",
+        "Max-Forwards": "1",
+        "Content-Type": "text/plain" if body else None,
+        "Content-Length": str(len(body)),
+    }
+    all_headers.update(headers or {})
+    lines = [f"{method} {uri} SIP/2.0"]
+    lines += [f"{name}: {value}" for name, value in all_headers.items() if value is not None]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+class SipSocket:
+    """A UDP socket of its own address; context manager."""
+
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((address, port))
+        self.name = "{}:{}".format(*self.socket.getsockname())
+
+    def __enter__(self) -> SipSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes, to: str, port: int = 5060) -> None:
+        self.socket.sendto(data, (to, port))
+
+    def receive(self, seconds: float = 2.0) -> bytes | None:
+        self.socket.settimeout(seconds)
+        try:
+            return self.socket.recv(65535)
+        except TimeoutError:
+            return None
+
+    def ask(self, data: bytes, to: str, seconds: float = 2.0) -> SipReply | None:
+        """Send a request and give its reply (other requests that arrive are passed over)."""
+        self.send(data, to)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            answer = self.receive(left)
+            if answer is not None and answer.startswith(b"SIP/2.0"):
+                return parse_reply(answer)
+        return None

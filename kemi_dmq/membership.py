@@ -234,6 +234,7 @@ class Membership:
                 if uri.key not in self._members:
                     self._add(uri, addresses[0], now)
         else:
+            self._unresolvable = {h: t for h, t in self._unresolvable.items() if t > now}
             self._unresolvable[host] = now + RESOLVE_PAUSE
         return self.tick(now)
 

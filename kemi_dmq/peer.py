@@ -84,7 +84,8 @@ class Registry:
                 f"peer {peer.peer_id!r} is registered outside of loading; create DMQ() first and "
                 "register before dmq.attach()"
             )
-        taken = (*self._permanent, *(self._collecting or self._script), self.channel)
+        ours = self._script if self._collecting is None else self._collecting
+        taken = (*self._permanent, *ours, self.channel)
         if peer.peer_id in taken:
             raise ValueError(f"peer_id {peer.peer_id!r} is taken; each peer is registered once")
         if module is not None:

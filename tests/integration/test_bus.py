@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.support.kamailio import Bed, wait_for, whole
+from tests.support.kamailio import Bed, CNode, PythonNode, wait_for, whole
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
@@ -15,7 +15,11 @@ NOTIFY = f"sip:{A}:5060"
 
 @pytest.mark.parametrize("order", list(itertools.permutations("abc")), ids="".join)
 def test_all_nodes_find_each_other_in_any_order_of_start(bed: Bed, order: tuple[str, ...]) -> None:
-    nodes = {"a": bed.python(A), "b": bed.python(B, NOTIFY), "c": bed.c(C, NOTIFY)}
+    nodes: dict[str, PythonNode | CNode] = {
+        "a": bed.python(A),
+        "b": bed.python(B, NOTIFY),
+        "c": bed.c(C, NOTIFY),
+    }
     for name in order:
         nodes[name].start()
     # A C node asks its notification address once, then at its next ping.

@@ -46,6 +46,7 @@ class Kamailio:
     def __init__(self, address: str, directory: Path, cfg: str, env: dict[str, str]) -> None:
         self.address = address
         self.uri = f"sip:{address}:5060"
+        self.prefix: list[str] = []  # a command to run Kamailio in
         self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -56,8 +57,19 @@ class Kamailio:
         self._log = directory / "log"
 
     def start(self, wait: bool = True) -> None:
-        command = ["kamailio", "-DD", "-E", "-f", str(self.cfg), "-m", "32", "-M", "8"]
-        command += ["-P", f"{self.directory}/pid", "-Y", str(self.directory)]
+        command = [
+            *self.prefix,
+            "kamailio",
+            "-DD",
+            "-E",
+            "-f",
+            str(self.cfg),
+            "-m",
+            "32",
+            "-M",
+            "8",
+        ]
+        command += ["-m", "32", "-M", "8", "-P", f"{self.directory}/pid", "-Y", str(self.directory)]
         command += ["-w", str(self.directory)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -107,11 +119,26 @@ class Kamailio:
 
     def children(self) -> dict[int, str]:
         """The pids of its processes and what each is, as Kamailio says."""
-        found = re.findall(r"PID:\s*(\d+)\s*DSC:\s*(.*)", self.kamcmd("core.ps"))
-        if not found:
-            lines = self.kamcmd("core.ps").splitlines()
-            found = [(lines[i], lines[i + 1]) for i in range(0, len(lines) - 1, 2)]
+        found = re.findall(r"PID: (\d+)\s+DSC: (.*)", self.kamcmd("core.psx"))
         return {int(pid): what.strip() for pid, what in found}
+
+    def wait_settled(self) -> None:
+        """Wait until each process has once been seen waiting for work.
+
+        A process that was forked but has not run yet loses a SIGTERM (Kamailio's own handler
+        still takes it for the main process), and the shutdown then takes 60 s.
+        """
+        waiting: set[int] = set()
+
+        def settled() -> bool:
+            children = self.children()
+            for pid in children:
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                if state == "S":
+                    waiting.add(pid)
+            return "tcp main process" in children.values() and set(children) <= waiting
+
+        wait_for(settled, 10, f"all processes of {self.address} wait for work")
 
 
 class PythonNode(Kamailio):
@@ -126,6 +153,7 @@ class PythonNode(Kamailio):
         defines: dict[str, object] | None = None,
         listen: str = "",
         before: str = "",
+        after: str = "",
         script: str | None = None,
         children: int = 2,
     ) -> None:
@@ -161,6 +189,7 @@ class PythonNode(Kamailio):
                 before,
                 f'include_file "{ROOT}/kamailio-cfg/kemi_dmq.cfg"',
                 f'modparam("app_python3", "load", "{self.script}")',
+                after,
                 'cfgengine "python"',
                 "",
             ]

@@ -1,0 +1,177 @@
+"""Bodies, answers, timeouts, limits, and running once only."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.support.kamailio import Bed, CNode, PythonNode, wait_for, whole
+from tests.support.sip import SipSocket, parse_reply, request
+
+A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+NOTIFY = f"sip:{A}:5060"
+
+
+def start(*nodes: PythonNode | CNode) -> None:
+    for node in nodes:
+        node.start()
+    wait_for(whole(*nodes), 3, "all list all")
+
+
+def test_bytes_arrive_exactly_and_bodies_up_to_the_limit(bed: Bed) -> None:
+    a, b = bed.python(A), bed.python(B, NOTIFY)
+    start(a, b)
+    every_byte = bytes(range(256))
+    bodies = [b"", b"\0", every_byte, every_byte * 4, "grüße".encode()]
+    for number, body in enumerate(bodies, 1):
+        assert a.command("bcast", hex=body.hex()) == 0
+        wait_for(lambda number=number: len(b.events("message")) == number)  # type: ignore[misc]
+    assert [bytes.fromhex(e["body"]) for e in b.events("message")] == bodies
+    assert b.events("message")[0]["content_type"] == ""
+    assert b.events("message")[1]["content_type"] == "text/plain"
+    large = random.Random(1).randbytes(10_000)  # a control request holds it in hex
+    assert a.command("send", hex=large.hex(), to=b.uri) == 0
+    wait_for(lambda: b.events("message", size=10_000, sum=sum(large)))
+    assert a.command("send", body="0123456789", times=3000, to=b.uri) == 0
+    wait_for(lambda: b.events("message", size=30_000))
+
+
+def test_a_body_too_large_is_refused_at_the_call(bed: Bed) -> None:
+    a, b = bed.python(A), bed.python(B, NOTIFY)
+    start(a, b)
+    answer = a.command("bcast", body="x", times=32_700)
+    assert answer["error"] == "ValueError" and "body has 32700 bytes; at most" in answer["text"]
+    limit = int(answer["text"].split("at most ")[1].split()[0])
+    assert a.command("bcast", body="x", times=limit) == 0
+    wait_for(lambda: b.events("message", size=limit), why="the largest body arrives")
+
+
+def test_answers_reach_the_response_callback_with_all_they_say(bed: Bed) -> None:
+    a, b = bed.python(A, children=4), bed.python(B, NOTIFY)
+    start(a, b)
+    assert a.command("bcast", body="answer 488 Not_Here some text", param={"n": [1, "x"]}) == 0
+    reply = wait_for(lambda: a.events("reply"))[0]
+    assert (reply["code"], reply["reason"], reply["body"]) == (488, "Not_Here", "some text")
+    assert (reply["content_type"], reply["node"]) == ("text/x-test", b.uri)
+    assert reply["param"] == {"n": [1, "x"]} and reply["timed_out"] is False
+    long = "p" * 4000  # does not fit into Kamailio's own field
+    assert a.command("bcast", body="x", param=long) == 0
+    wait_for(lambda: a.events("reply", param=long, code=200))
+
+
+def test_a_message_to_a_dead_node_times_out_once(bed: Bed) -> None:
+    a = bed.python(A, defines={"ping_interval": 60}, after='modparam("tm", "fr_timer", 1500)')
+    b = bed.python(B, NOTIFY)
+    start(a, b)
+    b.kill()
+    assert a.command("send", body="x", to=b.uri, param="gone") == 0
+    reply = wait_for(lambda: a.events("reply"), 10)[0]
+    assert reply["timed_out"] is True and reply["code"] == 408 and reply["param"] == "gone"
+    assert reply["node"] == b.uri
+    callbacks = [pid for pid, what in a.children().items() if "dmq_callbacks" in what]
+    assert reply["pid"] == callbacks[0], "tm's timer process is not held up"
+    assert len(a.events("reply")) == 1
+
+
+def test_what_the_caller_does_wrong_raises(bed: Bed) -> None:
+    a = bed.python(A)
+    a.start()
+    assert a.command("send", body="x", to="sip:127.0.0.9:5060")["error"] == "TypeError"
+    answer = a.command("lambda")
+    assert answer["error"] == "ValueError" and "top level of a module" in answer["text"]
+    answer = a.command("bcast", body="x", param="p" * 5000)
+    assert answer["error"] == "ValueError" and "at most 4096" in answer["text"]
+    answer = a.command("register")
+    assert answer["error"] == "RuntimeError" and "outside of loading" in answer["text"]
+
+
+def test_init_callback_runs_once_with_the_node_whose_list_arrived(bed: Bed) -> None:
+    a, b, c = bed.python(A), bed.python(B, NOTIFY), bed.python(C, NOTIFY)
+    start(a, b, c)
+    assert [e["node"] for e in a.events("init")] == [b.uri]
+    assert [e["node"] for e in b.events("init")] == [a.uri]
+
+
+def test_except_node_gets_nothing(bed: Bed) -> None:
+    a, b, c = bed.python(A), bed.python(B, NOTIFY), bed.python(C, NOTIFY)
+    start(a, b, c)
+    assert a.command("bcast", body="one", **{"except": b.uri}) == 0
+    wait_for(lambda: c.events("message"))
+    assert a.command("send", body="two", to=b.uri) == 0
+    wait_for(lambda: b.events("message"))
+    assert [bytes.fromhex(e["body"]) for e in b.events("message")] == [b"two"]
+
+
+def test_a_peer_for_sending_only_answers_202(bed: Bed) -> None:
+    a = bed.python(A)
+    a.start()
+    with SipSocket() as sip:
+        reply = sip.ask(request(A, user="only_sent", body=b"x", via=sip.name), A)
+    assert reply is not None and (reply.code, reply.reason) == (202, "Accepted DMQ")
+
+
+# Once only -----------------------------------------------------------------------------------
+
+
+def test_copies_run_once_whichever_worker_gets_them(bed: Bed) -> None:
+    a = bed.python(A, children=4)
+    a.start()
+    with SipSocket() as sip:
+        for number in range(20):
+            body = f"answer 299 Number{number} with a body {number}".encode()
+            data = request(A, body=body, via=sip.name, headers={"Supported": "kemi_dmq-1"})
+            for _ in range(5):
+                sip.send(data, A)
+            answers = set()
+            first = sip.receive()
+            while first is not None:
+                reply = parse_reply(first)
+                answers.add((reply.code, reply.reason, reply.body))
+                first = sip.receive(0.05)
+            expected = (299, f"Number{number}", f"with a body {number}".encode())
+            assert answers == {expected}
+            late = sip.ask(data, A)
+            assert late is not None and (late.code, late.reason, late.body) == expected
+    assert len(a.events("message")) == 20
+    assert a.counters()["delivered"] == 20
+
+
+def test_a_copy_that_meets_the_first_one_running_is_not_run_and_gets_its_answer_later(
+    bed: Bed,
+) -> None:
+    a = bed.python(A, children=4)
+    a.start()
+    with SipSocket() as sip:
+        data = request(A, body=b"sleep 0.5", via=sip.name)
+        sip.send(data, A)
+        wait_for(lambda: a.events("message"), why="the first one runs")
+        for _ in range(3):
+            sip.send(data, A)
+        wait_for(lambda: a.counters()["copies_dropped"] == 3)
+        reply = sip.ask(data, A)
+        assert reply is not None and reply.code == 200
+    assert len(a.events("message")) == 1
+
+
+def test_no_transaction_is_kept_for_a_message(bed: Bed) -> None:
+    a = bed.python(A)
+    a.start()
+    with SipSocket() as sip:
+        for _ in range(50):
+            reply = sip.ask(request(A, user="silent", body=b"x", via=sip.name), A)
+            assert reply is not None and reply.code == 200
+    stats = a.kamcmd("tm.stats")
+    assert "current: 0" in stats and "total: 0" in stats, stats
+
+
+@pytest.mark.parametrize("body", [b"text", b"\xff\x00binary"])
+def test_sl_send_sends_without_a_transaction(bed: Bed, body: bytes) -> None:
+    """Text goes without one; bytes that are no text need uac, and so have one."""
+    a = bed.python(A, defines={"sl_send": 1})
+    b = bed.python(B, NOTIFY)
+    start(a, b)
+    assert a.command("bcast", hex=body.hex()) == 0
+    wait_for(lambda: [e for e in b.events("message") if bytes.fromhex(e["body"]) == body])
+    stats = a.kamcmd("tm.stats")
+    assert ("total: 0" in stats) is (body == b"text"), stats

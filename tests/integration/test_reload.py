@@ -1,0 +1,178 @@
+"""app_python.reload: under traffic, with broken scripts, and with good ones after them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.kamailio import SCRIPT, Bed, PythonNode, wait_for, whole
+from tests.support.sip import SipSocket, parse_reply, request
+
+A, B = "127.0.0.2", "127.0.0.3"
+NOTIFY = f"sip:{A}:5060"
+
+
+def script(version: int) -> str:
+    return SCRIPT.read_text().replace("VERSION = 1 ", f"VERSION = {version} ")
+
+
+class Traffic:
+    """Messages to acme on a node from several addresses, each with its own body; what they got."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.sent = 0
+        self.answers: dict[str, list[str]] = {}
+        self.late: list[float] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(4)]
+
+    def __enter__(self) -> Traffic:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        with SipSocket() as sip:
+            count = 0
+            while not self._stop.is_set():
+                count += 1
+                body = f"message {number} {count}"
+                data = request(self.address, body=body.encode(), via=sip.name)
+                self.sent += 1
+                self.answers[body] = []
+                for _ in range(5):  # as a SIP client would, it sends again
+                    sip.send(data, self.address)
+                    answer = sip.receive(0.5)
+                    if answer is not None:
+                        reply = parse_reply(answer)
+                        self.answers[body].append(f"{reply.code} {reply.reason}")
+                        break
+
+    def check(self, node: PythonNode) -> None:
+        """Each message was answered with 200 and its callback ran once."""
+        assert self.sent > 50
+        assert {tuple(answers) for answers in self.answers.values()} == {("200 OK",)}
+        bodies = [bytes.fromhex(e["body"]).decode() for e in node.events("message")]
+        ours = [body for body in bodies if body.startswith("message ")]
+        assert sorted(ours) == sorted(self.answers), "nothing lost, nothing doubled"
+
+
+def workers(node: PythonNode) -> set[int]:
+    return {pid for pid, what in node.children().items() if "receiver" in what}
+
+
+def versions_within(node: PythonNode, version: int, seconds: float) -> None:
+    """Every SIP worker runs that version of the script within so many seconds."""
+    missing = workers(node)
+    end = time.monotonic() + seconds
+    while missing:
+        answer = node.command("nodes")
+        if answer["version"] == version:
+            missing.discard(answer["pid"])
+        assert time.monotonic() < end, f"{missing} still run the old script"
+
+
+@contextmanager
+def two_nodes(bed: Bed) -> Iterator[tuple[PythonNode, PythonNode]]:
+    a, b = bed.python(A, children=3), bed.python(B, NOTIFY)
+    a.start()
+    b.start()
+    wait_for(whole(a, b), 3)
+    yield a, b
+    assert whole(a, b)(), "the bus is whole"
+
+
+def test_a_reload_under_traffic_takes_the_new_script_everywhere_and_loses_nothing(bed: Bed) -> None:
+    with two_nodes(bed) as (a, b):
+        engine = a.command("health")["engine_pid"]
+        with Traffic(A) as traffic:
+            for version in (2, 3, 4):
+                a.script.write_text(script(version))
+                a.kamcmd("app_python.reload")
+                versions_within(a, version, 1)
+                # Callbacks in the process of their own are the new script's, too.
+                b.stop()
+                wait_for(lambda: b.uri not in a.active(), 2)
+                b.start()
+                wait_for(whole(a, b), 3)
+                wait_for(lambda: a.events("event")[-1]["name"] == "dmq:peer-up")
+                assert a.events("event")[-1]["version"] == version
+                assert a.events("init")[-1]["version"] == version
+        traffic.check(a)
+        assert a.command("health")["engine_pid"] == engine, "the engine went on"
+        assert [e["node"] for e in a.events("init")] == [b.uri] * 4, "once, and for each return"
+
+
+def test_a_peer_that_is_gone_from_the_script_is_gone_and_a_new_one_is_there(bed: Bed) -> None:
+    with two_nodes(bed) as (a, _):
+        a.script.write_text(script(2).replace('Peer("silent"', 'Peer("quiet"'))
+        a.kamcmd("app_python.reload")
+        versions_within(a, 2, 1)
+        with SipSocket() as sip:
+            for user, code in (("silent", 404), ("quiet", 200), ("acme", 200)):
+                reply = sip.ask(request(A, user=user, body=b"x", via=sip.name), A)
+                assert reply is not None and reply.code == code, user
+
+
+BROKEN = {
+    "syntax error": script(2) + "\ndef broken(:\n",
+    "an exception in mod_init": script(2).replace(
+        "    return dmq.attach", "    raise RuntimeError('mod_init fails')\n    return dmq.attach"
+    ),
+    "an exception after attach": script(2).replace(
+        "    return dmq.attach(Kamailio())",
+        "    dmq.attach(Kamailio())\n    raise RuntimeError('mod_init fails')",
+    ),
+    "SystemExit in mod_init": script(2).replace(
+        "    return dmq.attach", "    raise SystemExit(1)\n    return dmq.attach"
+    ),
+    "a wrong setting": script(2).replace("from_defs()", "from_defs(ping_interval=1)"),
+    "an unknown setting": script(2).replace("from_defs()", "from_defs(pong_interval=1)"),
+    "a peer registered twice": script(2).replace('Peer("silent"', 'Peer("acme"'),
+}
+
+
+@pytest.mark.allows("Unhandled exception")
+@pytest.mark.allows("Traceback")
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_script_is_refused_the_old_one_answers_on_and_the_next_is_taken(
+    bed: Bed, what: str
+) -> None:
+    with two_nodes(bed) as (a, _):
+        with Traffic(A) as traffic:
+            before = len(a.log())
+            a.script.write_text(BROKEN[what])
+            a.kamcmd("app_python.reload")
+            sent = traffic.sent
+            wait_for(lambda: traffic.sent > sent + 200, 20, "200 more messages")
+            said = a.log()[before:]
+            assert "Error reloading script" in said or "the script is not taken" in said
+            if "setting" in what:
+                assert said.count("the script is not taken") == 1, said
+            with SipSocket() as sip:
+                reply = sip.ask(request(A, body=b"version", via=sip.name), A)
+                assert reply is not None and reply.code == 202
+                assert a.active() == {a.uri, f"sip:{B}:5060"}
+            a.script.write_text(script(3))
+            a.kamcmd("app_python.reload")
+            versions_within(a, 3, 1)
+        traffic.check(a)
+
+
+def test_changed_settings_are_told_once_and_count_from_the_next_start(bed: Bed) -> None:
+    with two_nodes(bed) as (a, _):
+        a.script.write_text(script(2).replace("from_defs()", "from_defs(ping_interval=77)"))
+        a.kamcmd("app_python.reload")
+        versions_within(a, 2, 1)
+        told = [line for line in a.log().splitlines() if "changed settings" in line]
+        assert len(told) == 1 and "(ping_interval)" in told[0]

@@ -132,8 +132,15 @@ class Bus:
     def handle(self, rc: int = 0) -> int:
         """Work off the KDMQ request being handled and reply to it; gives rc, or -1 when it could
         not be worked off (it is answered all the same)."""
-        host = self.host
         self._count("received")
+        try:
+            return self._handle(rc)
+        except UnicodeDecodeError:
+            # The R-URI, From, Call-ID or Via; bodies and all else are read with care.
+            return self._refuse(400, "Bad Encoding")
+
+    def _handle(self, rc: int) -> int:
+        host = self.host
         user = host.ruri_user()
         if not user:
             self._count("bad_requests")
@@ -164,7 +171,10 @@ class Bus:
     def _run(self, user: str, peer: Peer | None) -> tuple[Answer, bool]:
         """Run a peer's callback on the request: its answer, and whether all went well."""
         host = self.host
-        from_uri = host.from_uri()
+        try:
+            from_uri = host.from_uri()
+        except UnicodeDecodeError:
+            from_uri = None
         body = host.body()
         if not from_uri or not wire.is_sip_uri(from_uri):
             return self._bad(400, "Bad From")
@@ -371,7 +381,10 @@ class Bus:
     def on_reply(self) -> bool:
         """A SIP reply is being handled: True, and it is dropped, if it is for the engine."""
         host = self.host
-        call_id = host.call_id()
+        try:
+            call_id = host.call_id()
+        except UnicodeDecodeError:
+            return False
         if not call_id or not call_id.startswith(self._prefix):
             return False
         code, _ = host.reply_status()

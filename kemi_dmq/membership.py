@@ -10,6 +10,9 @@ The rules, and where they come from:
 - What a third party says adds nodes that we did not know; it never revives one that did not
   answer us, or that said it leaves: it causes a probe, and only the node's own answer or
   notification revives it.  It does not demote one either: again, a probe decides.
+- One node is listed once: a name and an address (or two names) of the same IP address and port
+  are the same node, under the URI with which it speaks itself.  C nodes list the name in their
+  notification_address beside the node's own URI.
 - A node that is away is probed every second at first, then with a growing pause of at most
   PROBE_MAX seconds, also after it has left the list; it is forgotten after FORGET seconds.  Only
   one failure per ping_interval counts for the statuses, as if there were pings alone.
@@ -122,10 +125,13 @@ class Membership:
         self._settings = settings
         self._rng = rng
         self.local = settings.server_address
+        socket = settings.server_socket
+        self._local_places = {self.local.key, (socket.host, socket.port)}
         self._members: dict[Key, _Member] = {}
         self._contacts = [_Contact(uri) for uri in settings.notification_address]
         self._contact_keys: set[Key] = set()
-        self._resolving: dict[str, list[SipUri]] = {}  # host -> nodes that wait for it
+        #: host -> nodes that wait for it, and whether they spoke themselves
+        self._resolving: dict[str, dict[SipUri, bool]] = {}
         self._unresolvable: dict[str, float] = {}  # host -> when to try again
         self._first_list_told = False
         self._actions: list[Action] = []
@@ -161,8 +167,9 @@ class Membership:
             if not node.local:
                 uri = SipUri(node.host, node.port, node.transport)
                 agent = Agent(python=True) if node.python else None
+                address = f"[{node.address}]" if ":" in node.address else node.address
                 self._members[uri.key] = _Member(
-                    uri, node.status, node.address, agent=agent, next_ping=now
+                    uri, node.status, address, agent=agent, next_ping=now
                 )
                 self._first_list_told = True
         self._touch()
@@ -227,12 +234,12 @@ class Membership:
                 contact.resolving = False
                 self._set_addresses(contact, addresses)
                 self._ask_addresses(contact)
-        waiting = self._resolving.pop(host, [])
+        waiting = self._resolving.pop(host, {})
         if addresses:
             self._unresolvable.pop(host, None)
-            for uri in waiting:
+            for uri, itself in waiting.items():
                 if uri.key not in self._members:
-                    self._add(uri, addresses[0], now)
+                    self._add(uri, addresses[0], now, itself)
         else:
             self._unresolvable = {h: t for h, t in self._unresolvable.items() if t > now}
             self._unresolvable[host] = now + RESOLVE_PAUSE
@@ -266,7 +273,7 @@ class Membership:
                 continue
             if member is None:
                 if line.status == "active":
-                    news |= self._learn(line.uri, now)
+                    news |= self._learn(line.uri, now, itself=key == sender)
             elif key == sender:
                 news |= self._said_itself(member, line.status, now)
             elif (line.status == "active") != member.active:
@@ -274,23 +281,34 @@ class Membership:
                     member.next_ping = now
         return news
 
-    def _learn(self, uri: SipUri, now: float) -> bool:
+    def _learn(self, uri: SipUri, now: float, itself: bool) -> bool:
         if is_address(uri.host):
-            self._add(uri, uri.host, now)
-            return True
+            return self._add(uri, uri.host, now, itself)
         if now >= self._unresolvable.get(uri.host, now):
-            waiting = self._resolving.setdefault(uri.host, [])
+            waiting = self._resolving.setdefault(uri.host, {})
             if not waiting:
                 self._actions.append(Resolve(uri.host))
-            if uri not in waiting:
-                waiting.append(uri)
+            waiting[uri] = waiting.get(uri, False) or itself
         return False
 
-    def _add(self, uri: SipUri, address: str, now: float) -> None:
+    def _add(self, uri: SipUri, address: str, now: float, itself: bool) -> bool:
+        """A node that is not on the list; itself: it is the one that says so."""
+        place = (address, uri.port)
+        if place in self._local_places:
+            return False
+        for key, other in self._members.items():
+            if (other.address, other.uri.port) == place:
+                if not itself:
+                    return False
+                del self._members[key]
+                if other.active:
+                    self._actions.append(Tell(DOWN, self._member_node(other)))
+                break
         member = _Member(uri, Status.ACTIVE, address, next_ping=now)
         self._members[uri.key] = member
         self._touch()
         self._actions.append(Tell(UP, self._member_node(member)))
+        return True
 
     def _said_itself(self, member: _Member, status: str, now: float) -> bool:
         """A node speaks of itself: it is believed."""

@@ -133,7 +133,9 @@ def function_reference(function: Any) -> str:
     found: Any = sys.modules.get(module) if isinstance(module, str) else None
     for part in (name or "").split("."):
         found = getattr(found, part, None)
-    if not callable(found) or getattr(found, "__qualname__", None) != name:
+    # A method of an object bears the name of the class's function.
+    method = hasattr(function, "__self__") and found != function
+    if method or not callable(found) or getattr(found, "__qualname__", None) != name:
         raise ValueError(
             f"resp_cback function is {function!r}; it must be a function at the top level of a "
             "module, since another process may get the answer"

@@ -63,10 +63,10 @@ class SipUri:
         return f"sip:{user}{self.host}:{self.port}{transport}"
 
     def with_transport(self, transport: str) -> SipUri:
-        return replace(self, transport=transport)
+        return self if transport == self.transport else replace(self, transport=transport)
 
     def with_user(self, user: str) -> SipUri:
-        return replace(self, user=user)
+        return self if user == self.user else replace(self, user=user)
 
 
 def normal_host(host: str) -> str:

@@ -51,10 +51,10 @@ class KamailioHost:
             return base64.b64decode(encoded) if isinstance(encoded, str) else None
 
     def content_type(self) -> str:
-        return self._text(self._pv("$cT"))
+        return self._read("$cT")
 
     def max_forwards(self) -> int:
-        value = self._text(self._header("Max-Forwards")).strip()
+        value = self.header("Max-Forwards").strip()
         return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0
 
     def source(self) -> tuple[str, int]:
@@ -73,7 +73,7 @@ class KamailioHost:
         return self._reply(code, reason) >= 0
 
     def reply_status(self) -> tuple[int, str]:
-        return int(self._pv("$rs") or 0), self._text(self._pv("$rr"))
+        return int(self._pv("$rs") or 0), self._read("$rr")
 
     # Sending
 
@@ -150,7 +150,7 @@ class KamailioHost:
 
     def event(self) -> tuple[str, int, bool]:
         return (
-            self._text(self._pv("$uac_req(evparam)")),
+            self._read("$uac_req(evparam)"),
             int(self._pv("$uac_req(evcode)") or 0),
             self._pv("$uac_req(evtype)") == 2,
         )
@@ -178,6 +178,12 @@ class KamailioHost:
 
     def set_ruri(self, uri: str) -> None:
         KSR.seturi(uri)
+
+    def _read(self, name: str) -> str:
+        try:
+            return self._text(self._pv(name))
+        except UnicodeDecodeError:
+            return ""
 
     @staticmethod
     def _text(value: object) -> str:

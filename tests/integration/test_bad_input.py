@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.support.kamailio import Bed, wait_for, whole
@@ -67,7 +69,7 @@ def test_one_bad_line_among_good_ones_is_counted_and_the_good_ones_count(bed: Be
         assert c.bcast(b"still here") == 200
 
 
-HEADERS = [
+HEADERS: list[tuple[str, dict[str, Any], int, str]] = [
     ("unknown peer", {"user": "nobody"}, 404, "not_found"),
     ("unknown peer without a body", {"user": "nobody", "body": b""}, 404, "not_found"),
     ("no user", {"user": ""}, 400, "bad_requests"),
@@ -94,8 +96,8 @@ def test_bad_requests_are_answered_and_counted(bed: Bed) -> None:
     with SipSocket(D) as sip:
         for what, more, code, counter in HEADERS:
             before = a.counters()
-            arguments: dict[str, object] = {"body": b"x", "via": sip.name, **more}
-            reply = sip.ask(request(A, **arguments), A)  # type: ignore[arg-type]
+            arguments: dict[str, Any] = {"body": b"x", "via": sip.name, **more}
+            reply = sip.ask(request(A, **arguments), A)
             assert reply is not None, what
             assert reply.code == code, what
             assert a.counters()[counter] == before[counter] + 1, what

@@ -96,7 +96,7 @@ def test_init_callback_runs_once_with_the_node_whose_list_arrived(bed: Bed) -> N
 def test_except_node_gets_nothing(bed: Bed) -> None:
     a, b, c = bed.python(A), bed.python(B, NOTIFY), bed.python(C, NOTIFY)
     start(a, b, c)
-    assert a.command("bcast", body="one", **{"except": b.uri}) == 0
+    assert a.command("bcast", body="one", without=b.uri) == 0
     wait_for(lambda: c.events("message"))
     assert a.command("send", body="two", to=b.uri) == 0
     wait_for(lambda: b.events("message"))

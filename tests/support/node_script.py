@@ -124,7 +124,7 @@ class Kamailio:
         callback = None
         if "param" in args:
             callback = kemi_dmq.ResponseCallback(on_reply, args["param"])
-        excluded = args.get("except")
+        excluded = args.get("without")
         return api.bcast_message(
             acme,
             body_of(args),
@@ -141,7 +141,7 @@ class Kamailio:
         return api.send_message(
             only_sent if args.get("only_sent") else acme,
             body_of(args),
-            api.find_dmq_node_uri(args["to"]),
+            api.find_dmq_node_uri(args["to"]),  # type: ignore[arg-type]
             resp_cback=callback,
         )
 

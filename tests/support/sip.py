@@ -64,12 +64,14 @@ def request(
 
 
 class SipSocket:
-    """A UDP socket of its own address; context manager."""
+    """A UDP socket of its own address, IPv4 or IPv6; context manager."""
 
     def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.bind((address, port))
-        self.name = "{}:{}".format(*self.socket.getsockname())
+        host = f"[{address}]" if ":" in address else address
+        self.name = f"{host}:{self.socket.getsockname()[1]}"
 
     def __enter__(self) -> SipSocket:
         return self

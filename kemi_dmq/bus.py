@@ -163,6 +163,9 @@ class Bus:
             self._count("duplicates")
             self._reply(answer)
             return rc
+        if self.shared.once.evicted:
+            self._count("once_evicted", self.shared.once.evicted)
+            self.shared.once.evicted = 0
         answer, good = self._run(user, peer)
         self._finish(entry, identity, answer)
         self._reply(answer)

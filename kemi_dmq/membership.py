@@ -117,7 +117,6 @@ class _Contact:
     uri: SipUri
     addresses: list[SipUri] = field(default_factory=list)
     next_ask: float = 0.0
-    resolving: bool = False
 
 
 class Membership:
@@ -149,7 +148,7 @@ class Membership:
     def next_deadline(self) -> float | None:
         """When tick() is due; None if never."""
         times = [m.next_ping for m in self._members.values() if not m.waiting]
-        times += [c.next_ask for c in self._contacts if not c.resolving and self._asks(c)]
+        times += [c.next_ask for c in self._contacts if self._asks(c)]
         return min(times, default=None)
 
     def leave_notices(self) -> Iterator[Notify]:
@@ -230,8 +229,7 @@ class Membership:
     def on_resolved(self, host: str, addresses: list[str], now: float) -> list[Action]:
         """A look-up has ended; addresses is empty if it failed."""
         for contact in self._contacts:
-            if contact.resolving and contact.uri.host == host:
-                contact.resolving = False
+            if contact.uri.host == host and addresses:
                 self._set_addresses(contact, addresses)
                 self._ask_addresses(contact)
         waiting = self._resolving.pop(host, {})
@@ -248,7 +246,7 @@ class Membership:
     def tick(self, now: float) -> list[Action]:
         """Time has come for what next_deadline() said (or may have); gives what is to be done."""
         for contact in self._contacts:
-            if contact.next_ask <= now and not contact.resolving and self._asks(contact):
+            if contact.next_ask <= now and self._asks(contact):
                 self._ask(contact, now)
         for key, member in list(self._members.items()):
             if not member.listed and now - member.away_since > FORGET:
@@ -418,8 +416,8 @@ class Membership:
             self._set_addresses(contact, [contact.uri.host])
             self._ask_addresses(contact)
         else:
-            # Asked again each time: behind a name the addresses come and go.
-            contact.resolving = True
+            # Looked up each time: behind a name the addresses come and go.  A look-up that hangs
+            # does not hold up the next one.
             self._actions.append(Resolve(contact.uri.host))
 
     def _ask_addresses(self, contact: _Contact) -> None:

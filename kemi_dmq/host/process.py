@@ -27,19 +27,25 @@ SHORT_STAY = 0.1
 
 
 class Resolver:
-    """Looks names up in a thread, so that the engine never waits for the DNS.  No KSR there."""
+    """Looks names up in threads, so that the engine never waits for the DNS.  No KSR there."""
+
+    #: Look-ups at a time: one that hangs does not hold up the others.
+    THREADS = 4
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.answers: queue.SimpleQueue[tuple[str, list[str]]] = queue.SimpleQueue()
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread: threading.Thread | None = None
+        self._threads = 0
+        self._idle = threading.Semaphore(0)
 
     def ask(self, host: str) -> None:
+        if self._asked.qsize() >= 1000:
+            return  # it is asked for again
         self._asked.put(host)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
+        if not self._idle.acquire(blocking=False) and self._threads < self.THREADS:
+            self._threads += 1
+            threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         # Signals are the main thread's.
@@ -48,6 +54,7 @@ class Resolver:
             host = self._asked.get()
             self.answers.put((host, addresses_of(host)))
             os.eventfd_write(self.fd, 1)
+            self._idle.release()
 
 
 class EngineProcess:

@@ -1,0 +1,1 @@
+"""Three Kamailios on one bus, to look at: make demo."""

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Build the node image: docker/build.sh [bookworm|trixie|forky] -> kemi-dmq:SUITE
+# The base is debian:SUITE-slim where it can be pulled, else one made by make-base.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+suite=${1:-bookworm}
+base=debian:$suite-slim
+if ! docker image inspect "$base" >/dev/null 2>&1 &&
+    ! timeout 20 docker pull -q "$base" >/dev/null 2>&1; then
+    docker/make-base.sh "$suite"
+    base=kemi-dmq-base:$suite
+fi
+docker build -q --network host -f docker/Dockerfile --build-arg "BASE=$base" \
+    -t "kemi-dmq:$suite" . >/dev/null
+echo "built kemi-dmq:$suite"

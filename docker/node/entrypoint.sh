@@ -1,0 +1,17 @@
+#!/bin/sh
+# Write kamailio.cfg's settings from the environment, and become Kamailio (PID 1).
+#
+#   DMQ_SERVER_ADDRESS        by default sip:<this container's address>:5060
+#   DMQ_NOTIFICATION_ADDRESS, DMQ_PING_INTERVAL, …: every setting of kemi_dmq by its name
+#   DMQ_TRANSPORT             udp (default), tcp or tls: what DMQ_SERVER_ADDRESS is by default
+#   KAMAILIO_CHILDREN (4), KAMAILIO_SHM_MB (64), KAMAILIO_PKG_MB (8)
+#   KAMAILIO_CFG, NODE_SCRIPT other files than the image's own
+#   TLS_CERTIFICATE, TLS_KEY, TLS_CA: PEM files, for DMQ_TRANSPORT tls
+set -eu
+export RUN_DIR=/run/node
+# What a container that was killed has left.
+rm -f "$RUN_DIR/pid" "$RUN_DIR/ctl"
+python3 /opt/node/configure.py >"$RUN_DIR/settings.cfg"
+exec kamailio -DD -E -f "${KAMAILIO_CFG:-/opt/node/kamailio.cfg}" \
+    -m "${KAMAILIO_SHM_MB:-64}" -M "${KAMAILIO_PKG_MB:-8}" \
+    -P "$RUN_DIR/pid" -Y "$RUN_DIR" -w "$RUN_DIR"

@@ -1,0 +1,530 @@
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from kemi_dmq.membership import (
+    ASK_AGAIN,
+    ASK_ALONE,
+    DISABLED,
+    DOWN,
+    FORGET,
+    PROBE_MAX,
+    UP,
+    Action,
+    FirstList,
+    Membership,
+    Notify,
+    Publish,
+    Resolve,
+    Tell,
+)
+from kemi_dmq.node import Status
+from kemi_dmq.settings import check
+from kemi_dmq.wire import Agent, Line, SipUri, build_body, parse_body
+
+from . import strategies as own
+from .conftest import node
+
+A, B, C = (SipUri(f"10.0.0.{n}", 5060) for n in (2, 3, 4))
+PYTHON = Agent(True, (6, 1))
+C_AGENT = Agent(False, (5, 6))
+
+
+def make(**given_: Any) -> Membership:
+    given_ = {"server_address": "sip:10.0.0.1:5060", "ping_interval": 5, **given_}
+    return Membership(check(given_), random.Random(1))
+
+
+def lines(*uris: SipUri, status: str = "active") -> list[Line]:
+    return [Line(uri, status) for uri in uris]
+
+
+def statuses(membership: Membership) -> dict[str, str]:
+    return {node.host: node.status.value for node in membership.nodes() if not node.local}
+
+
+def of(kind: type[Any], actions: list[Action]) -> list[Any]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def hello(
+    membership: Membership, sender: SipUri, now: float = 0.0, *more: SipUri, **given_: Any
+) -> list[Action]:
+    """sender introduces itself, and tells of more."""
+    given_ = {"agent": PYTHON, "max_forwards": 1, **given_}
+    return membership.on_notification(sender, lines(sender, *more), now=now, **given_)
+
+
+def answer(membership: Membership, action: Notify, now: float, *more: SipUri) -> list[Action]:
+    return membership.on_answer(action, 200, lines(action.to, *more), PYTHON, now)
+
+
+class Silence:
+    """A node that answers nothing."""
+
+    def __init__(self, membership: Membership, now: float, sent: Sequence[Notify]) -> None:
+        self.membership = membership
+        self.now = now
+        self.sent = list(sent)
+        self.sent_at = [now] * len(sent)
+
+    def fail(self) -> list[Action]:
+        """What follows when the next notification to it is not answered."""
+        while not self.sent:
+            deadline = self.membership.next_deadline()
+            if deadline is None:
+                return []
+            self.now = max(self.now, deadline)
+            self.took(self.membership.tick(self.now))
+        notice = self.sent.pop()
+        self.now += notice.patience
+        return self.took(self.membership.on_no_answer(notice, self.now))
+
+    def took(self, actions: list[Action]) -> list[Action]:
+        self.sent += of(Notify, actions)
+        assert len(self.sent) < 2
+        self.sent_at += [self.now] * len(of(Notify, actions))
+        return actions
+
+
+# Learning of nodes
+
+
+def test_a_node_that_introduces_itself_is_listed_pinged_and_told_of() -> None:
+    membership = make()
+    membership.start(0.0)
+    actions = hello(membership, A)
+    assert statuses(membership) == {"10.0.0.2": "active"}
+    assert [(tell.event, tell.node.host) for tell in of(Tell, actions)] == [(UP, "10.0.0.2")]
+    assert [notice.to for notice in of(Notify, actions)] == [A]
+    assert len(of(Publish, actions)) == 1 and len(of(FirstList, actions)) == 1
+    assert of(FirstList, hello(membership, A)) == [], "init runs once"
+
+
+def test_news_with_hops_left_is_passed_on_to_all_active_nodes() -> None:
+    membership = make()
+    hello(membership, A)
+    hello(membership, B)
+    actions = hello(membership, A, 1.0, C, max_forwards=3)
+    assert {notice.to: notice.max_forwards for notice in of(Notify, actions)} == {A: 2, B: 2, C: 2}
+    assert of(Notify, hello(membership, A, 1.0, C, max_forwards=3)) == [], "no news"
+
+
+def test_news_without_hops_left_goes_no_further() -> None:
+    membership = make()
+    hello(membership, A)
+    actions = hello(membership, A, 1.0, C, max_forwards=1)
+    assert [notice.to for notice in of(Notify, actions)] == [C]
+
+
+@pytest.mark.parametrize("status", ["not_active", "disabled"])
+def test_a_node_that_is_away_is_not_learned(status: str) -> None:
+    membership = make()
+    membership.on_notification(A, lines(A, B, status=status), PYTHON, 1, 0.0)
+    assert statuses(membership) == {}
+
+
+def test_a_name_is_looked_up_before_its_node_is_listed() -> None:
+    membership = make()
+    name = SipUri("node.example", 5060)
+    assert of(Resolve, hello(membership, A, 0.0, name)) == [Resolve("node.example")]
+    assert of(Resolve, hello(membership, A, 0.1, name)) == [], "it is being looked up"
+    assert "node.example" not in statuses(membership)
+    membership.on_resolved("node.example", ["10.0.0.9"], 0.2)
+    assert [n.address for n in membership.nodes() if n.host == "node.example"] == ["10.0.0.9"]
+
+
+def test_a_name_that_does_not_resolve_is_tried_again_after_a_while() -> None:
+    membership = make()
+    name = SipUri("node.example", 5060)
+    hello(membership, A, 0.0, name)
+    membership.on_resolved("node.example", [], 0.1)
+    assert of(Resolve, hello(membership, A, 5.0, name)) == []
+    assert of(Resolve, hello(membership, A, 10.2, name)) == [Resolve("node.example")]
+
+
+def test_a_name_and_its_address_are_one_node_under_the_uri_that_it_gives_itself() -> None:
+    membership = make()
+    name = SipUri("node.example", 5060)
+    hello(membership, B)
+    hello(membership, A)
+    hello(membership, B, 1.0, name)
+    membership.on_resolved("node.example", ["10.0.0.2"], 1.1)
+    assert set(statuses(membership)) == {"10.0.0.2", "10.0.0.3"}, "others' names do not count"
+    hello(membership, name, 2.0)
+    membership.on_resolved("node.example", ["10.0.0.2"], 2.1)
+    assert set(statuses(membership)) == {"node.example", "10.0.0.3"}
+
+
+def test_a_name_of_this_node_is_not_another_node() -> None:
+    membership = make()
+    hello(membership, A, 0.0, SipUri("me.example", 5060))
+    membership.on_resolved("me.example", ["10.0.0.1"], 0.1)
+    assert set(statuses(membership)) == {"10.0.0.2"}
+
+
+# What others say
+
+
+def test_a_third_party_never_revives_a_node_it_causes_a_probe() -> None:
+    membership = make()
+    for uri in (A, B):
+        for notice in of(Notify, hello(membership, uri)):
+            answer(membership, notice, 0.0)
+    membership.on_notification(B, lines(B, status="disabled"), PYTHON, 1, 1.0)
+    assert of(Notify, membership.tick(1.5)) == [], "the next probe is due at 2"
+    actions = hello(membership, A, 1.6, B)
+    assert statuses(membership)["10.0.0.3"] == "disabled"
+    (probe,) = of(Notify, actions)
+    assert probe.to == B
+    answer(membership, probe, 3.1)
+    assert statuses(membership)["10.0.0.3"] == "active"
+
+
+def test_a_third_party_never_demotes_a_node_it_causes_a_probe() -> None:
+    membership = make()
+    hello(membership, A)
+    for notice in of(Notify, hello(membership, B)):
+        answer(membership, notice, 0.0)
+    actions = membership.on_notification(A, lines(B, status="disabled"), PYTHON, 1, 2.0)
+    assert statuses(membership)["10.0.0.3"] == "active"
+    assert B in [notice.to for notice in of(Notify, actions)]
+
+
+def test_a_node_is_believed_about_itself() -> None:
+    membership = make()
+    hello(membership, A)
+    actions = membership.on_notification(A, lines(A, status="not_active"), PYTHON, 1, 1.0)
+    assert [tell.event for tell in of(Tell, actions)] == [DOWN]
+    actions = hello(membership, A, 2.0)
+    assert [tell.event for tell in of(Tell, actions)] == [UP]
+    assert len(of(FirstList, actions)) == 1, "it has come back"
+
+
+def test_nobody_demotes_the_local_node() -> None:
+    membership = make()
+    hello(membership, A)
+    local = membership.local
+    for sender in (A, local):
+        membership.on_notification(sender, lines(local, status="disabled"), PYTHON, 1, 1.0)
+    assert membership.nodes()[0].status is Status.ACTIVE
+    assert [n.local for n in membership.nodes()] == [True, False]
+
+
+# Failures
+
+
+def silent(membership: Membership) -> Silence:
+    return Silence(membership, 0.0, of(Notify, hello(membership, A)))
+
+
+def test_a_lost_ping_disables_and_the_next_removes_as_in_c() -> None:
+    membership = make()
+    silence = silent(membership)
+    assert [tell.event for tell in of(Tell, silence.fail())] == [DISABLED]
+    assert statuses(membership) == {"10.0.0.2": "disabled"}
+    first = silence.now
+    while statuses(membership):
+        silence.fail()
+    assert first + 5 <= silence.now < first + 15, "one failure counts in a ping_interval"
+
+
+def test_with_remove_inactive_0_it_stays_as_not_active() -> None:
+    membership = make(remove_inactive=0)
+    silence = silent(membership)
+    assert [tell.event for tell in of(Tell, silence.fail())] == [DOWN]
+    for _ in range(10):
+        silence.fail()
+    assert statuses(membership) == {"10.0.0.2": "not_active"}
+
+
+def test_with_fail_counts_the_thresholds_apply() -> None:
+    membership = make(
+        fail_count_enabled=1, fail_count_threshold_not_active=1, fail_count_threshold_disabled=3
+    )
+    silence = silent(membership)
+    seen = ["active"]
+    while statuses(membership):
+        silence.fail()
+        status = statuses(membership).get("10.0.0.2", "gone")
+        if status != seen[-1]:
+            seen.append(status)
+        assert silence.now < 100
+    assert seen == ["active", "not_active", "disabled", "gone"]
+
+
+@pytest.mark.parametrize("code", [404, 408, 500, 503, 202])
+def test_an_answer_other_than_200_counts_as_none(code: int) -> None:
+    membership = make()
+    (notice,) = of(Notify, hello(membership, A))
+    membership.on_answer(notice, code, [], PYTHON, 0.1)
+    assert statuses(membership) == {"10.0.0.2": "disabled"}
+
+
+def test_a_late_answer_revives_and_an_old_failure_does_not_count_any_more() -> None:
+    membership = make()
+    (notice,) = of(Notify, hello(membership, A))
+    membership.on_no_answer(notice, 8.0)
+    answer(membership, notice, 9.0)
+    assert statuses(membership) == {"10.0.0.2": "active"}
+    membership.on_no_answer(notice, 9.1)
+    assert statuses(membership) == {"10.0.0.2": "active"}
+
+
+def test_a_node_that_is_away_is_probed_with_a_growing_pause_and_then_forgotten() -> None:
+    membership = make()
+    silence = silent(membership)
+    silence.fail()
+    away = silence.now
+    while silence.sent or membership.next_deadline() is not None:
+        silence.fail()
+    times = [time for time in silence.sent_at if time > away]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert pauses[0] <= 2 and 7 < pauses[-1] <= PROBE_MAX + 1
+    assert FORGET - 20 < times[-1] - away < FORGET + 20
+    hello(membership, A, silence.now)
+    assert statuses(membership) == {"10.0.0.2": "active"}
+
+
+# Notification addresses
+
+
+def contact(**given_: Any) -> Membership:
+    return make(notification_address="sip:10.0.0.2", **given_)
+
+
+def test_a_notification_address_is_asked_every_second_until_somebody_answers() -> None:
+    membership = contact()
+    asked = [(0.0, of(Notify, membership.start(0.0)))]
+    for _ in range(3):
+        deadline = membership.next_deadline()
+        assert deadline is not None
+        asked.append((deadline, of(Notify, membership.tick(deadline))))
+    assert [time for time, _ in asked] == [n * ASK_ALONE for n in range(4)]
+    assert all(notices[0].to == A and notices[0].max_forwards == 2 for _, notices in asked)
+    (ping,) = of(Notify, answer(membership, asked[-1][1][0], 3.1))
+    answer(membership, ping, 3.2)
+    deadline = membership.next_deadline()
+    assert deadline is not None and deadline > 3.2 + 4.5 - 1e-6, "from now on it is pinged"
+
+
+def test_a_notification_address_without_answer_is_no_node() -> None:
+    membership = contact()
+    (notice,) = of(Notify, membership.start(0.0))
+    membership.on_no_answer(notice, 1.0)
+    assert statuses(membership) == {}
+
+
+def test_behind_a_name_all_addresses_are_asked_with_multi_notify() -> None:
+    for multi, expected in ((0, ["10.0.0.5"]), (1, ["10.0.0.5", "10.0.0.6"])):
+        membership = make(notification_address="sip:bus.example:5070", multi_notify=multi)
+        assert of(Resolve, membership.start(0.0)) == [Resolve("bus.example")]
+        actions = membership.on_resolved("bus.example", ["10.0.0.5", "10.0.0.6"], 0.1)
+        assert [n.to.host for n in of(Notify, actions)] == expected
+        assert all(n.to.port == 5070 for n in of(Notify, actions))
+
+
+def test_this_node_as_its_own_notification_address_is_not_asked() -> None:
+    membership = make(notification_address="sip:10.0.0.1")
+    assert of(Notify, membership.start(0.0)) == []
+    assert membership.next_deadline() is None
+    membership = make(notification_address="sip:me.example")
+    membership.start(0.0)
+    assert of(Notify, membership.on_resolved("me.example", ["10.0.0.1"], 0.1)) == []
+    assert (membership.next_deadline() or 99) >= ASK_ALONE
+
+
+def test_a_notification_node_that_is_away_stays_as_not_active_and_is_asked_again() -> None:
+    membership = contact()
+    (notice,) = of(Notify, membership.start(0.0))
+    silence = Silence(membership, 0.1, of(Notify, answer(membership, notice, 0.1)))
+    silence.fail()
+    assert statuses(membership) == {"10.0.0.2": "not_active"}
+    assert silence.sent or (membership.next_deadline() or 1e9) <= silence.now + ASK_AGAIN
+
+
+# Leave, start again
+
+
+def test_the_leave_says_to_each_node_what_it_understands() -> None:
+    membership = make()
+    hello(membership, A, agent=PYTHON)
+    hello(membership, B, agent=C_AGENT)
+    hello(membership, C, agent=Agent())
+    bodies = {n.to: n.body for n in membership.leave_notices()}
+    assert bodies == {
+        A: "sip:10.0.0.1:5060;status=not_active\r\n",
+        B: "sip:10.0.0.1:5060;status=timeout\r\n",
+        C: "sip:10.0.0.1:5060;status=disabled\r\n",
+    }
+
+
+def test_after_a_failure_of_the_engine_the_published_nodes_are_known_and_asked() -> None:
+    membership = make()
+    known = [
+        node("sip:10.0.0.1", local=True),
+        node("sip:10.0.0.2"),
+        node("sip:10.0.0.3", Status.DISABLED),
+    ]
+    actions = membership.start(100.0, known)
+    assert statuses(membership) == {"10.0.0.2": "active", "10.0.0.3": "disabled"}
+    assert {notice.to for notice in of(Notify, actions)} == {A, B}
+    assert of(FirstList, hello(membership, A, 101.0)) == [], "init has run before"
+
+
+# Properties
+
+
+@given(st.lists(own.address_uris, max_size=12), st.randoms(use_true_random=False))
+def test_merging_is_idempotent_and_the_order_of_lines_does_not_matter(
+    uris: list[SipUri], rng: random.Random
+) -> None:
+    results = []
+    for repeat, shuffled in ((1, False), (3, False), (1, True)):
+        membership = make()
+        hello(membership, A)
+        told = list(uris)
+        if shuffled:
+            rng.shuffle(told)
+        for _ in range(repeat):
+            body, bad = parse_body(build_body(told))
+            assert bad == 0
+            membership.on_notification(A, body, PYTHON, 2, 1.0)
+        results.append({(n.host, n.port): n.status for n in membership.nodes()})
+    assert results[0] == results[1] == results[2]
+
+
+hosts = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "a.example", "b.example"])
+some_uris = st.builds(SipUri, hosts, st.sampled_from([5060, 5070]))
+some_lines = st.lists(st.builds(Line, some_uris, own.statuses), max_size=5)
+agents = st.sampled_from([PYTHON, C_AGENT, Agent(), Agent(False, (6, 1))])
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Any order of ticks, answers, failures, lists and look-ups."""
+
+    membership: Membership
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.ticked = True
+        self.open: list[Notify] = []
+        self.resolving: list[str] = []
+        self.python: set[SipUri] = set()
+        self.told: dict[str, str] = {}
+
+    @initialize(
+        contacts=st.lists(some_uris, max_size=2),
+        fail_count=st.integers(0, 1),
+        remove=st.integers(0, 1),
+    )
+    def begin(self, contacts: list[SipUri], fail_count: int, remove: int) -> None:
+        self.membership = make(
+            notification_address=[str(uri) for uri in contacts],
+            fail_count_enabled=fail_count,
+            remove_inactive=remove,
+        )
+        self.take(self.membership.start(self.now))
+
+    def take(self, actions: list[Action]) -> None:
+        self.ticked = True
+        for action in actions:
+            if isinstance(action, Notify):
+                assert action.to.key != self.membership.local.key, "asks itself"
+                self.open.append(action)
+                if action.to not in self.python:
+                    assert len(action.body.encode()) <= 1000
+                    found, bad = parse_body(action.body)
+                    assert not bad and all(line.status == "active" for line in found)
+                assert action.body.count(f"{self.membership.local};") <= 1
+            elif isinstance(action, Resolve):
+                self.resolving.append(action.host)
+            elif isinstance(action, Tell):
+                assert not action.node.local
+                key = f"{action.node.host}:{action.node.port}"
+                assert self.told.get(key) != action.event, "told twice of one change"
+                self.told[key] = action.event
+
+    @rule(seconds=st.floats(0, 30))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.take(self.membership.tick(self.now))
+
+    @rule()
+    def to_the_next_deadline(self) -> None:
+        deadline = self.membership.next_deadline()
+        if deadline is not None:
+            self.now = max(self.now, deadline)
+            self.take(self.membership.tick(self.now))
+
+    @rule(sender=some_uris, told=some_lines, agent=agents, hops=st.integers(0, 3))
+    def a_list_arrives(self, sender: SipUri, told: list[Line], agent: Agent, hops: int) -> None:
+        if agent.python:
+            self.python |= {sender.with_transport("udp")}
+        elif self.membership.local.key != sender.key:
+            self.python -= {sender}
+        self.take(self.membership.on_notification(sender, told, agent, hops, self.now))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), told=some_lines, agent=agents, code=st.sampled_from([200, 200, 404, 500]))
+    def an_answer_arrives(
+        self, data: st.DataObject, told: list[Line], agent: Agent, code: int
+    ) -> None:
+        notice = data.draw(st.sampled_from(self.open))
+        if code == 200:
+            (self.python.add if agent.python else self.python.discard)(notice.to)
+        self.take(self.membership.on_answer(notice, code, told, agent, self.now))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def no_answer_arrives(self, data: st.DataObject) -> None:
+        notice = data.draw(st.sampled_from(self.open))
+        self.take(self.membership.on_no_answer(notice, self.now))
+
+    @precondition(lambda self: self.resolving)
+    @rule(addresses=st.lists(st.sampled_from(["10.0.0.1", "10.0.0.8", "10.0.0.9"]), max_size=2))
+    def a_look_up_ends(self, addresses: list[str]) -> None:
+        self.take(self.membership.on_resolved(self.resolving.pop(0), addresses, self.now))
+
+    @invariant()
+    def the_list_is_sound(self) -> None:
+        if not hasattr(self, "membership"):
+            return
+        nodes = self.membership.nodes()
+        keys = [(n.host, n.port) for n in nodes]
+        assert len(set(keys)) == len(keys), "a node twice"
+        assert [n.local for n in nodes] == [True] + [False] * (len(nodes) - 1)
+        assert nodes[0].status is Status.ACTIVE
+        deadline = self.membership.next_deadline()
+        assert deadline is None or deadline >= self.now - 1e-6, "a deadline that has passed"
+        for notice in self.membership.leave_notices():
+            assert len(parse_body(notice.body)[0]) == 1
+
+    @invariant()
+    def who_is_listed_as_active_was_told_of(self) -> None:
+        if hasattr(self, "membership"):
+            for n in self.membership.nodes():
+                if n.active and not n.local:
+                    assert self.told.get(f"{n.host}:{n.port}") == UP
+
+
+Interleavings.TestCase.settings = hypothesis_settings(
+    max_examples=120, stateful_step_count=40, deadline=None, derandomize=True
+)
+TestInterleavings = Interleavings.TestCase

@@ -7,7 +7,6 @@ the engine's inbox.
 
 from __future__ import annotations
 
-import json
 import time
 
 from . import wire
@@ -19,6 +18,7 @@ from .engine import (
 )
 from .host.protocol import Host
 from .message import (
+    OK,
     Message,
     Reply,
     Response,
@@ -27,6 +27,7 @@ from .message import (
     find_function,
     function_reference,
     pack_param,
+    unpack_param,
 )
 from .node import Node, Status
 from .once import PLAIN_OK, Answer, Verdict
@@ -44,6 +45,7 @@ MAX_EVENT_PARAM = 127  # Kamailio's $uac_req(evparam)
 MAX_UDP = 32766  # 6.0 and later drop larger messages
 MAX_BODY = 32767  # Kamailio's $uac_req(body)
 HEADERS = 700  # what headers need at most, apart from the URIs and the content type
+_NEW = Verdict.NEW
 _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
 
 
@@ -59,20 +61,35 @@ class NodeList:
         self.active_keys = {(node.host, node.port) for node in nodes if node.active}
         self.by_from: dict[str, Node | None] = {}
         self._bodies: dict[bool, str] = {}
+        self._to_uris: dict[tuple[str, str], SipUri] = {}
 
     def of_uri(self, text: str) -> Node | None:
         """The node of a From URI."""
         try:
+            return self.of_from(text)
+        except WireError:
+            return None
+
+    def of_from(self, text: str) -> Node | None:
+        """The same; WireError if it is no SIP URI."""
+        try:
             return self.by_from[text]
         except KeyError:
             pass
-        try:
-            node = self.by_key.get(wire.parse_uri(text).key)
-        except WireError:
-            node = None
+        node = self.by_key.get(wire.parse_uri(text).key)
         if len(self.by_from) < 4096:
             self.by_from[text] = node
         return node
+
+    def to_uri(self, node: Node, peer_id: str) -> SipUri:
+        """The URI of a peer on a node."""
+        key = (node.uri, peer_id)
+        uri = self._to_uris.get(key)
+        if uri is None:
+            uri = SipUri(node.host, node.port, node.transport, peer_id)
+            if len(self._to_uris) < 4096:
+                self._to_uris[key] = uri
+        return uri
 
     def body(self, python: bool) -> str:
         """The list as a notification carries it."""
@@ -113,6 +130,7 @@ class Bus:
         self._prefix = call_id_prefix(settings)
         self._references: dict[ResponseFunction, str] = {}
         self._functions: dict[str, ResponseFunction] = {}
+        self._from_uris: dict[str, SipUri] = {}  # by peer, of which there are few
         self._send_count = 0
 
     # Reading the list ----------------------------------------------------------------------
@@ -156,7 +174,7 @@ class Bus:
                 return rc
         identity = host.identity()
         verdict, entry, answer = self._claim(identity)
-        if verdict is not Verdict.NEW:
+        if verdict is not _NEW:
             if answer is None:
                 self._count("copies_dropped")
                 return rc
@@ -166,42 +184,39 @@ class Bus:
         if self.shared.once.evicted:
             self._count("once_evicted", self.shared.once.evicted)
             self.shared.once.evicted = 0
-        answer, good = self._run(user, peer)
+        good = False
+        from_uri, body, content_type, source, hops = host.request()
+        try:
+            node = self.node_list().of_from(from_uri)
+        except WireError:
+            answer = self._bad(400, "Bad From")
+        else:
+            if body is None:
+                answer = self._bad(413, "Body Cannot Be Read")
+            elif body and not content_type:
+                answer = self._bad(400, "Missing Content-Type")
+            elif peer is None or peer.callback is None:
+                self._count("delivered")
+                answer, good = _ACCEPTED, True
+            else:
+                message = Message(user, body, content_type, from_uri, source, hops)
+                answer, good = self.call_peer(peer, message, node)
         self._finish(entry, identity, answer)
         self._reply(answer)
         return rc if good else -1
 
-    def _run(self, user: str, peer: Peer | None) -> tuple[Answer, bool]:
-        """Run a peer's callback on the request: its answer, and whether all went well."""
-        host = self.host
-        try:
-            from_uri = host.from_uri()
-        except UnicodeDecodeError:
-            from_uri = None
-        body = host.body()
-        if not from_uri or not wire.is_sip_uri(from_uri):
-            return self._bad(400, "Bad From")
-        if body is None:
-            return self._bad(413, "Body Cannot Be Read")
-        content_type = host.content_type()
-        if body and not content_type:
-            return self._bad(400, "Missing Content-Type")
-        if peer is None or peer.callback is None:
-            self._count("delivered")
-            return _ACCEPTED, True
-        node = self.node_list().of_uri(from_uri)
-        message = Message(user, body, content_type, from_uri, host.source(), host.max_forwards())
-        return self.call_peer(peer, message, node)
-
-    def _bad(self, code: int, reason: str) -> tuple[Answer, bool]:
+    def _bad(self, code: int, reason: str) -> Answer:
         self._count("bad_requests")
-        return Answer(code, reason, b"", ""), False
+        return Answer(code, reason, b"", "")
 
     def call_peer(self, peer: Peer, message: Message, node: Node | None) -> tuple[Answer, bool]:
         assert peer.callback is not None
         try:
             response = peer.callback(message, node)
-            if response is not None and not isinstance(response, Response):
+            if response is OK or response is None:
+                self._count("delivered")
+                return PLAIN_OK, True
+            if not isinstance(response, Response):
                 raise TypeError(f"it returned {response!r}, not a kemi_dmq.Response or None")
         except Exception as error:
             self._count("callback_errors")
@@ -212,14 +227,16 @@ class Bus:
             )
             return Answer(500, "Peer Callback Failed", b"", ""), False
         self._count("delivered")
-        if response is None or (
-            response.code == 200 and response.reason == "OK" and not response.body
-        ):
+        if response.code == 200 and response.reason == "OK" and not response.body:
             return PLAIN_OK, True
         body = response.body.encode() if isinstance(response.body, str) else response.body
         return Answer(response.code, response.reason, body, response.content_type), True
 
     def _reply(self, answer: Answer) -> None:
+        if answer is PLAIN_OK:
+            if not self.host.reply(200, "OK"):
+                self.host.log("err", "kemi_dmq: Kamailio did not send the reply 200 OK")
+            return
         code, reason, body, content_type = answer
         if code == 408 or (code == 200 and body):
             # A C node takes a 200's body for a node list, and a 408 for the node's death.
@@ -318,10 +335,14 @@ class Bus:
         headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
         if body:
             headers += f"Content-Type: {content_type}\r\n"
-        from_uri = self.settings.server_address.with_transport("udp").with_user(peer_id)
+        from_uri = self._from_uris.get(peer_id)
+        if from_uri is None:
+            from_uri = self.settings.server_address.with_transport("udp").with_user(peer_id)
+            self._from_uris[peer_id] = from_uri
+        to_uri = self.node_list().to_uri
         result = 0
         for node in nodes:
-            to = SipUri(node.host, node.port, node.transport, peer_id)
+            to = to_uri(node, peer_id)
             if reference:
                 event_param = self._event_param(node, reference, param)
                 accepted = bool(event_param) and self.host.send(
@@ -418,9 +439,9 @@ class Bus:
             return True
         self._count("replies")
         body = host.body() or ""
-        reason = host.reply_status()[1]
+        content_type = host.content_type() if body else ""
         self.run_response(
-            event_param, Reply(code, reason, body, host.content_type(), timed_out=False)
+            event_param, Reply(code, host.reply_status()[1], body, content_type, timed_out=False)
         )
         return True
 
@@ -432,7 +453,7 @@ class Bus:
             function = self._functions.get(reference)
             if function is None:
                 function = self._functions[reference] = find_function(reference)
-            function(reply, node, json.loads(param))
+            function(reply, node, unpack_param(param))
         except Exception as error:
             self._count("user_errors")
             self.host.log(

@@ -50,6 +50,7 @@ class Runtime:
         self.drop_in = DropIn(self.bus)
         self.handler: Any = None  # the script's, as it was taken last
         self.script_version = 0  # of this process's script
+        self._engine_process: Any = None  # in the engine's process
         self.refused = False  # the script being loaded is not to be taken
 
     # Load and reload -----------------------------------------------------------------------
@@ -93,6 +94,7 @@ class Runtime:
 
     def _child_init(self, handler: Any, users: Callable[[int], int] | None) -> Callable[[int], int]:
         def child_init(rank: int) -> int:
+            self.host.leave_room()
             result = users(rank) if users is not None else 0
             if handler is not self.handler:
                 self._take(handler)
@@ -143,8 +145,11 @@ class Runtime:
         from .host.process import EngineProcess
 
         try:
-            EngineProcess(self.bus, self.host, self.symbols).run()
+            if self._engine_process is None:
+                self._engine_process = EngineProcess(self.bus, self.host, self.symbols)
+            self._engine_process.run()
         except Exception as error:
+            self._engine_process = None
             self.shared.counters.add("engine_failures")
             self.host.log(
                 "crit", f"kemi_dmq: the engine failed and starts again: {describe(error)}"

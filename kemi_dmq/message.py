@@ -70,7 +70,7 @@ class Reply(_Body):
         self.timed_out = timed_out
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Response:
     """What a peer's callback answers.  None instead of one means 200 OK.
 
@@ -85,7 +85,27 @@ class Response:
     body: str | bytes = b""
     content_type: str = "text/plain"
 
-    def __post_init__(self) -> None:
+    def __new__(
+        cls,
+        code: int = 200,
+        reason: str = "OK",
+        body: str | bytes = b"",
+        content_type: str = "text/plain",
+    ) -> Response:
+        if (
+            type(code) is int
+            and code == 200
+            and reason == "OK"
+            and body == b""
+            and content_type == "text/plain"
+        ):
+            return OK  # nearly all answers: made and checked once
+        return _response(code, reason, body, content_type)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Response, (self.code, self.reason, self.body, self.content_type)
+
+    def _check(self) -> None:
         if not isinstance(self.code, int) or not 200 <= self.code <= 699:
             raise ValueError(f"code is {self.code!r}; it must be a final SIP code, 200 to 699")
         for name, value in (("reason", self.reason), ("content_type", self.content_type)):
@@ -109,6 +129,18 @@ class Response:
         if self.body and not self.content_type:
             raise ValueError("content_type is empty; a body needs one")
 
+
+def _response(code: int, reason: str, body: str | bytes, content_type: str) -> Response:
+    new = object.__new__(Response)
+    for name, value in zip(
+        ("code", "reason", "body", "content_type"), (code, reason, body, content_type), strict=True
+    ):
+        object.__setattr__(new, name, value)
+    new._check()
+    return new
+
+
+OK = _response(200, "OK", b"", "text/plain")
 
 ResponseFunction = Callable[[Reply, Node | None, Any], object]
 
@@ -155,9 +187,18 @@ def find_function(reference: str) -> ResponseFunction:
     return found  # type: ignore[no-any-return]
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+#: The param of a response callback again.
+unpack_param = json.JSONDecoder().decode
+
+
 def pack_param(param: Any) -> str:
+    if param is None:
+        return "null"
+    if type(param) is str and len(param) < MAX_PARAM // 12:
+        return _encode(param)
     try:
-        text = json.dumps(param, separators=(",", ":"))
+        text = _encode(param)
         same = json.loads(text)
     except (TypeError, ValueError) as error:
         raise TypeError(

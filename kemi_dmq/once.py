@@ -13,11 +13,14 @@ from __future__ import annotations
 import enum
 import marshal
 import multiprocessing
+import struct
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 WAYS = 4
+_BUCKET = 3 * WAYS  # words
+_READ = struct.Struct("12Q").unpack_from
 #: How long a copy can come after the first (RFC 3261, 17.2.2: timer J, 64 * T1).
 KEEP_SECONDS = 32
 _LOCKS = 16
@@ -28,6 +31,9 @@ class Verdict(enum.Enum):
     NEW = "new"  # claimed: run it, then call finish()
     RUNNING = "running"  # a copy; the first one has no answer yet
     ANSWERED = "answered"  # a copy; here is the answer
+
+
+_NEW = Verdict.NEW
 
 
 class Answer(NamedTuple):
@@ -46,20 +52,22 @@ class OnceTable:
 
         self._clock = clock
         ring = memory // 4
-        self._buckets = max(1, (memory - ring) // (WAYS * 24))
-        self._keys = memoryview(shared_map(self._buckets * WAYS * 8)).cast("Q")
-        self._metas = memoryview(shared_map(self._buckets * WAYS * 8)).cast("Q")
-        self._places = memoryview(shared_map(self._buckets * WAYS * 8)).cast("Q")
+        self._buckets = max(1, (memory - ring) // (_BUCKET * 8))
+        self._map = shared_map(self._buckets * _BUCKET * 8)
+        self._words = memoryview(self._map).cast("Q")
         self._ring = shared_map(ring)
         self._ring_size = ring
         self._ring_head = memoryview(shared_map(4096)).cast("Q")
         # "fork": a semaphore in shared memory that the children inherit
         context = multiprocessing.get_context("fork")
-        self._locks = [context.Lock() for _ in range(_LOCKS)]
+        locks = [context.Lock() for _ in range(_LOCKS)]
+        # its C functions; "with lock" runs two more Python functions
+        self._locks = [(lock, lock.acquire, lock.release) for lock in locks]
         self._ring_lock = context.Lock()
         self.evicted = 0  # by this process, since it last asked
 
-    # meta word: seconds since start << 10 | SIP code; code 0 while the callback runs.
+    # A bucket: its keys, metas and places, beside each other for the processor's cache.
+    # meta word: seconds since start << 10 | SIP code; code 0 while the callback runs; 0: unused.
     # place word: 0, or 1 + position in the ring of (reason, body, content type).
 
     def claim(self, identity: object) -> tuple[Verdict, int, Answer | None]:
@@ -70,41 +78,43 @@ class OnceTable:
         """
         key = hash(identity) & _MASK or 1
         bucket = key % self._buckets
-        base = bucket * WAYS
+        base = bucket * _BUCKET
         now = int(self._clock()) + 1
-        with self._locks[bucket % _LOCKS]:
-            keys = self._keys[base : base + WAYS].tolist()
-            if key in keys:
-                entry = base + keys.index(key)
-                meta, place = self._metas[entry], self._places[entry]
-                if now - (meta >> 10) <= KEEP_SECONDS:
-                    code = meta & 1023
+        words = self._words
+        _, acquire, release = self._locks[bucket % _LOCKS]
+        acquire()
+        try:
+            found = _READ(self._map, base * 8)
+            metas = found[WAYS : 2 * WAYS]
+            if key in found and (way := found.index(key)) < WAYS:
+                if now - (metas[way] >> 10) <= KEEP_SECONDS:
+                    code = metas[way] & 1023
                     if code == 0:
-                        return Verdict.RUNNING, entry, None
-                    return Verdict.ANSWERED, entry, self._answer(code, place)
-            elif 0 in keys:
-                entry = base + keys.index(0)
+                        return Verdict.RUNNING, base + way, None
+                    return Verdict.ANSWERED, base + way, self._answer(code, found[way + 8])
             else:
-                metas = self._metas[base : base + WAYS].tolist()
                 oldest = min(metas)
-                entry = base + metas.index(oldest)
-                if now - (oldest >> 10) <= KEEP_SECONDS:
+                way = metas.index(oldest)
+                if oldest and now - (oldest >> 10) <= KEEP_SECONDS:
                     self.evicted += 1
-            self._keys[entry] = key
-            self._metas[entry] = now << 10
-            self._places[entry] = 0
-            return Verdict.NEW, entry, None
+                words[base + way] = key
+            words[base + way + WAYS] = now << 10
+            words[base + way + 2 * WAYS] = 0
+            return _NEW, base + way, None
+        finally:
+            release()
 
     def finish(self, entry: int, identity: object, answer: Answer) -> None:
         """Store the answer of a claimed request."""
-        place = 0
-        if answer is not PLAIN_OK and answer != PLAIN_OK:
-            place = self._store(answer)
+        words = self._words
         key = hash(identity) & _MASK or 1
-        with self._locks[entry // WAYS % _LOCKS]:
-            if self._keys[entry] == key:  # else it was the oldest of a full bucket
-                self._places[entry] = place
-                self._metas[entry] |= answer.code
+        place = 0 if answer is PLAIN_OK or answer == PLAIN_OK else self._store(answer)
+        _, acquire, release = self._locks[entry // _BUCKET % _LOCKS]
+        acquire()
+        if words[entry] == key:  # else it was the oldest of a full bucket
+            words[entry + 2 * WAYS] = place
+            words[entry + WAYS] |= answer.code
+        release()
 
     def _store(self, answer: Answer) -> int:
         data = marshal.dumps((answer.reason, answer.body, answer.content_type))

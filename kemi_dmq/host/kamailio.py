@@ -20,6 +20,10 @@ _LOG = {"err": KSR.err, "warn": KSR.warn, "info": KSR.info, "crit": KSR.crit}
 _BINARY = "$(var(kemi_dmq_body){s.decode.base64})"
 
 
+_ROOM = (*(128, 256, 512) * 8, *(1024,) * 4, 2048, 2048, 4096, 4096, 8192)
+_HOPS = {str(number): number for number in range(256)}
+
+
 class KamailioHost:
     def __init__(self) -> None:
         kx: Any = KSR.kx
@@ -34,7 +38,26 @@ class KamailioHost:
         self._pv = KSR.pv.get
         self._reply = KSR.sl.send_reply
         self._append = KSR.hdr.append_to_reply
+        self._sets = KSR.pv.sets
+        self._seti = KSR.pv.seti
+        self._unset = KSR.pv.unset
+        self._uac_req_send: Callable[[], int] = KSR.uac.uac_req_send
         self._socks: dict[str, str] = {}
+
+    def leave_room(self) -> None:
+        """Leave free pieces of many sizes in this process's private memory, 32 KB in all.
+
+        Kamailio's default allocator looks through its lists of free pieces, one for each size,
+        upwards from the size wanted.  A process that has freed little yet has one piece only, the
+        rest of its memory, in the last of 2,000 lists; every allocation then walks there, which is
+        half of what a message costs.  Values of script variables with others between them, freed
+        again, are pieces that stay apart.
+        """
+        for number, size in enumerate(_ROOM):
+            KSR.pvx.var_sets(f"kemi_dmq_room{number}", "x" * size)
+        KSR.pvx.var_sets("kemi_dmq_room", "x")
+        for number in range(len(_ROOM)):
+            KSR.pvx.var_seti(f"kemi_dmq_room{number}", 0)
 
     # The request or reply being handled
 
@@ -42,6 +65,20 @@ class KamailioHost:
         # RFC 3261, 17.2.3: the topmost Via (branch and sent-by) names the transaction; the
         # Call-ID guards against senders whose branches repeat.
         return (self._header("Via"), self.call_id())
+
+    def request(self) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
+        try:
+            from_uri = self.from_uri() or ""
+        except UnicodeDecodeError:
+            from_uri = ""
+        hops = self.header("Max-Forwards")
+        return (
+            from_uri,
+            self.body(),
+            self.header("Content-Type"),
+            self.source(),
+            _HOPS[hops] if hops in _HOPS else self.max_forwards(),
+        )
 
     def body(self) -> str | bytes | None:
         try:
@@ -85,9 +122,9 @@ class KamailioHost:
         body: str | bytes,
         event_param: str,
     ) -> bool:
-        sets = KSR.pv.sets
+        sets = self._sets
         # What a script set there before must not travel with our message.
-        KSR.pv.unset("$uac_req(all)")
+        self._unset("$uac_req(all)")
         if not (
             sets("$uac_req(method)", METHOD)
             and sets("$uac_req(ruri)", str(to))
@@ -99,10 +136,10 @@ class KamailioHost:
         if body and not self._set_body(body):
             return False
         if event_param:
-            KSR.pv.seti("$uac_req(evroute)", 1)
+            self._seti("$uac_req(evroute)", 1)
             if not sets("$uac_req(evparam)", event_param):
                 return False
-        return KSR.uac.uac_req_send() >= 0
+        return bool(self._uac_req_send() >= 0)
 
     def _set_body(self, body: str | bytes) -> bool:
         text: str | None = None
@@ -114,7 +151,7 @@ class KamailioHost:
             except UnicodeDecodeError:
                 text = None
         if text is not None:
-            return KSR.pv.sets("$uac_req(body)", text)
+            return self._sets("$uac_req(body)", text)
         # KEMI's strings are C strings: other bytes go through a transformation.
         raw = body.encode() if isinstance(body, str) else body
         KSR.pvx.var_sets("kemi_dmq_body", base64.b64encode(raw).decode())
@@ -149,11 +186,10 @@ class KamailioHost:
         return True
 
     def event(self) -> tuple[str, int, bool]:
-        return (
-            self._read("$uac_req(evparam)"),
-            int(self._pv("$uac_req(evcode)") or 0),
-            self._pv("$uac_req(evtype)") == 2,
-        )
+        code = int(self._pv("$uac_req(evcode)") or 0)
+        # Only a failure can be tm's own.
+        timed_out = code >= 300 and self._pv("$uac_req(evtype)") == 2
+        return self._read("$uac_req(evparam)"), code, timed_out
 
     # Kamailio
 

@@ -68,18 +68,22 @@ class EngineProcess:
         self._goodbye: list[tuple[SipUri, str]] = []
         self._stale_goodbye = True
         self._engine = Engine(bus.settings, self, random.Random(os.urandom(16)), bus.user_agent())
+        self._started = False
 
     def run(self) -> None:
-        """Work until Kamailio stops.  An exception ends it; it is then started again with the
-        list that is in shared memory."""
+        """Work until Kamailio stops, or for SHORT_STAY where the reload lock cannot be given
+        back; then it goes on when it is called again.  After an exception another one begins,
+        with the list that is in shared memory."""
         shared = self._bus.shared
         stays = self._symbols.release()
         signal.signal(signal.SIGTERM, self._leave)
         signal.signal(signal.SIGINT, self._leave)
         shared.words.set("engine_pid", os.getpid())
         inbox, engine = shared.engine_inbox, self._engine
-        _, known = shared.snapshot.read()
-        engine.start(time.monotonic(), [unpack_node(item) for item in known or ()])
+        if not self._started:
+            self._started = True
+            _, known = shared.snapshot.read()
+            engine.start(time.monotonic(), [unpack_node(item) for item in known or ()])
         leaves_at = None if stays else time.monotonic() + SHORT_STAY
         while leaves_at is None or time.monotonic() < leaves_at:
             if self._stale_goodbye:

@@ -15,6 +15,10 @@ class Host(Protocol):
     def identity(self) -> object:
         """What a retransmission has in common with the request and no other request has."""
 
+    def request(self) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
+        """From URI ("" if there is none that can be read), body(), Content-Type, source() and
+        max_forwards() in one call."""
+
     def body(self) -> str | bytes | None:
         """The body; bytes where it is not UTF-8, None where it cannot be read at all."""
 

@@ -35,8 +35,12 @@ class ReloadSymbols:
             pass
 
     def release(self) -> bool:
-        """Give the reload lock back, which this process holds; False if that is not so."""
-        if self._lock is None or self._lock.value != 1:
+        """Give the reload lock back if it is held; False if this is not the lock that we know.
+
+        It may be another process that holds it (then Kamailio called us without it): freed early
+        it only lets two processes load the script at once, each for itself.
+        """
+        if self._lock is None or self._lock.value not in (0, 1):
             return False
         self._lock.value = 0
         return True

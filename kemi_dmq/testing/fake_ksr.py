@@ -153,6 +153,11 @@ class _Pvx(_Module):
         return 1
 
     @_kemi
+    def var_seti(self, name: str, value: int, /) -> int:
+        self._kamailio.variables[name] = str(value).encode()
+        return 1
+
+    @_kemi
     def evalx(self, name: str, text: str, /) -> int:
         try:
             value = self._kamailio._evaluate(text) if text.startswith("$") else text.encode()

@@ -201,6 +201,15 @@ class _Host:
     def body(self) -> str | bytes | None:
         return self.message.body
 
+    def request(self) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
+        return (
+            self.from_uri() or "",
+            self.body(),
+            self.content_type(),
+            self.source(),
+            self.max_forwards(),
+        )
+
     def content_type(self) -> str:
         return self.message.header("Content-Type")
 

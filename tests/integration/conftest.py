@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ctypes
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
 FAILED = pytest.StashKey[bool]()
 #: Lines that must not be in the log of a node that was not asked for them.
 TROUBLE = ("Unhandled exception", "Traceback", "SystemError", "core was", "the engine failed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_loopback() -> None:
+    """A network namespace of this test process's own, where it may make one: its loopback
+    addresses are then free whatever else runs on this machine."""
+    clone_newnet = 0x40000000
+    if ctypes.CDLL(None, use_errno=True).unshare(clone_newnet) == 0:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 @pytest.fixture

@@ -176,3 +176,52 @@ def test_changed_settings_are_told_once_and_count_from_the_next_start(bed: Bed) 
         versions_within(a, 2, 1)
         told = [line for line in a.log().splitlines() if "changed settings" in line]
         assert len(told) == 1 and "(ping_interval)" in told[0]
+
+
+def test_without_app_pythons_symbols_the_bus_and_reloads_work_all_the_same(bed: Bed) -> None:
+    """Then the engine and the callbacks process return to Kamailio ten times a second."""
+    hidden = "import kemi_dmq.host.reload as r\nr.ReloadSymbols.release = lambda self: False\n"
+    a = bed.python(A, children=3, script=script(1).replace("VERSION = 1 ", hidden + "VERSION = 1 "))
+    b = bed.python(B, NOTIFY)
+    a.start()
+    b.start()
+    wait_for(whole(a, b), 3)
+    engine = a.command("health")["engine_pid"]
+    a.script.write_text(script(2).replace("VERSION = 2 ", hidden + "VERSION = 2 "))
+    a.kamcmd("app_python.reload")
+    versions_within(a, 2, 1)
+    b.stop()
+    wait_for(lambda: b.uri not in a.active(), 1)
+    wait_for(lambda: a.events("event", version=2), 2, "callbacks are the new script's")
+    b.start()
+    wait_for(whole(a, b), 3)
+    assert a.command("health")["engine_pid"] == engine
+    assert a.counters()["engine_failures"] == 0
+
+
+@pytest.mark.allows("the engine failed")
+def test_an_engine_that_fails_says_so_once_and_goes_on_with_the_list(bed: Bed) -> None:
+    failing = (
+        "import kemi_dmq.engine as e\n"
+        "handle = e.Engine.handle\n"
+        "def fail(self, event, now):\n"
+        "    if 'nobody.invalid' in str(event):\n"
+        "        raise RuntimeError('as the test asked for')\n"
+        "    handle(self, event, now)\n"
+        "e.Engine.handle = fail\n"
+    )
+    a = bed.python(A, script=script(1).replace("VERSION = 1 ", failing + "VERSION = 1 "))
+    b = bed.python(B, NOTIFY)
+    a.start()
+    b.start()
+    wait_for(whole(a, b), 3)
+    with SipSocket("127.0.0.9") as sip:
+        body = b"sip:nobody.invalid:5060;status=active\r\n"
+        data = request(A, user="notification_peer", body=body, via=sip.name, sender="127.0.0.9")
+        reply = sip.ask(data, A)
+        assert reply is not None and reply.code == 200
+    wait_for(lambda: a.counters()["engine_failures"] == 1)
+    assert whole(a, b)()
+    b.stop()
+    wait_for(lambda: b.uri not in a.active(), 1, "the engine works again")
+    assert a.log().count("the engine failed and starts again: RuntimeError: as the test") == 1

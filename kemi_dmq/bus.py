@@ -1,7 +1,7 @@
 """The bus as one process sees it: requests in and replies out, messages out and answers in.
 
 It joins peers, the published node list and the host, and has no policy of its own.  The way of a
-request: handle() -> peer's callback -> _answer(); of a node list: handle() -> _notification() ->
+request: handle() -> _handle() -> call_peer() -> _reply(); of a node list: _notification() ->
 the engine's inbox.
 """
 
@@ -132,6 +132,7 @@ class Bus:
         self._functions: dict[str, ResponseFunction] = {}
         self._from_uris: dict[str, SipUri] = {}  # by peer, of which there are few
         self._send_count = 0
+        self.attached = False  # whether a script has called dmq.attach()
 
     # Reading the list ----------------------------------------------------------------------
 
@@ -151,6 +152,8 @@ class Bus:
         """Work off the KDMQ request being handled and reply to it; gives rc, or -1 when it could
         not be worked off (it is answered all the same)."""
         self._count("received")
+        if not self.attached:
+            self.tell_unattached()
         try:
             return self._handle(rc)
         except UnicodeDecodeError:
@@ -216,21 +219,27 @@ class Bus:
             if response is OK or response is None:
                 self._count("delivered")
                 return PLAIN_OK, True
-            if not isinstance(response, Response):
-                raise TypeError(f"it returned {response!r}, not a kemi_dmq.Response or None")
         except Exception as error:
-            self._count("callback_errors")
-            self.host.log(
-                "err",
-                f"kemi_dmq: peer {peer.peer_id} raised on a message from {message.from_uri}: "
-                f"{describe(error)}",
+            return self._callback_failed(
+                peer, f"raised on a message from {message.from_uri}: {describe(error)}"
             )
-            return Answer(500, "Peer Callback Failed", b"", ""), False
+        if not isinstance(response, Response):
+            name = getattr(peer.callback, "__qualname__", peer.callback)
+            return self._callback_failed(
+                peer,
+                f"{name} returned {response!r} on a message from {message.from_uri}; it must "
+                "return a kemi_dmq.Response or None",
+            )
         self._count("delivered")
         if response.code == 200 and response.reason == "OK" and not response.body:
             return PLAIN_OK, True
         body = response.body.encode() if isinstance(response.body, str) else response.body
         return Answer(response.code, response.reason, body, response.content_type), True
+
+    def _callback_failed(self, peer: Peer, what: str) -> tuple[Answer, bool]:
+        self._count("callback_errors")
+        self.host.log("err", f"kemi_dmq: peer {peer.peer_id}: its callback {what}")
+        return Answer(500, "Peer Callback Failed", b"", ""), False
 
     def _reply(self, answer: Answer) -> None:
         if answer is PLAIN_OK:
@@ -311,6 +320,8 @@ class Bus:
 
         All arguments are checked before anything is sent.
         """
+        if not self.attached:
+            self.tell_unattached()
         reference = param = ""
         if resp_cback is not None:
             if not isinstance(resp_cback, ResponseCallback):
@@ -396,6 +407,14 @@ class Bus:
             user_agent=self.user_agent(),
         )
         return self.host.send_text(to, text)
+
+    def tell_unattached(self) -> None:
+        self.attached = True  # told once
+        self.host.log(
+            "crit",
+            "kemi_dmq: this node does not join the bus, since dmq.attach() was not called; end "
+            'mod_init() with "return dmq.attach(handler)"',
+        )
 
     def user_agent(self) -> str:
         return f"kemi_dmq (kamailio {self.host.version()})"

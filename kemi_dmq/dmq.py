@@ -11,7 +11,7 @@ import gc
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import settings as settings_module
 from .api import DmqApi
@@ -21,6 +21,9 @@ from .node import Node
 from .peer import Registry
 from .settings import SettingError, Settings
 from .shared import Shared
+
+if TYPE_CHECKING:
+    from .host.kamailio import KamailioHost
 
 registry = Registry()
 _api = DmqApi(registry)
@@ -62,7 +65,19 @@ class Runtime:
         if self.refused and self.handler is not None:
             registry.discard()
             return self.handler
+        callback = self.settings.event_callback
+        if callback and not callable(getattr(handler, callback, None)):
+            error = SettingError(
+                "event_callback", callback, "a method of the handler given to attach()"
+            )
+            if self.handler is None:
+                self.host.log("crit", str(error))
+                raise SystemExit(1)
+            self._tell_once(f"{error}; the script is not taken, the one before it goes on")
+            registry.discard()
+            return self.handler
         self._wire(handler)
+        self.bus.attached = True
         keep(handler)
         keep(traceback.format_exception)
         if self.handler is None:
@@ -202,9 +217,8 @@ class DMQ:
     def from_defs(cls, **given: Any) -> DMQ:
         """A DMQ with the settings that kamailio.cfg defines (``#!define DMQ_SERVER_ADDRESS …``);
         keyword arguments go before them."""
-        from .host.kamailio import KamailioHost
-
-        return cls(**{**settings_module.from_defs(KamailioHost().define), **given})
+        host = _checked_host()
+        return cls(**{**settings_module.from_defs(host.define), **given})
 
     def attach(self, handler: Any) -> Any:
         """Add to the script's handler what the bus needs, and give it back: the last thing that
@@ -222,8 +236,10 @@ class DMQ:
         KSR.dmq = self._runtime.drop_in  # type: ignore[assignment]
 
     def handle_message(self) -> int:
-        """Work off the KDMQ request being handled and reply to it.  0: the script ends here;
-        -1: it was refused, and answered.  SIP worker."""
+        """Work off the KDMQ request being handled and reply to it.  SIP worker.
+
+        Returns 0 (the script ends here), also for an unknown peer (404) and for a copy; -1 after
+        400, 413, 503, or 500 because the peer's callback raised."""
         return self._bus.handle(0)
 
     process_message = handle_message
@@ -237,13 +253,14 @@ class DMQ:
         return self._runtime.shared.counters.totals()
 
     def health(self) -> dict[str, float]:
-        """engine_pid; engine_moved: seconds since the engine last did something (it does when
-        something happens, and at least every ping_interval when there are other nodes)."""
+        """engine_pid (0: it never started); engine_moved: seconds since the engine last did
+        something (it does when something happens, and at least every ping_interval when there
+        are other nodes), -1 if it never did."""
         words = self._runtime.shared.words
         moved = words.get("engine_moved_ms") / 1000
         return {
             "engine_pid": words.get("engine_pid"),
-            "engine_moved": max(0.0, time.monotonic() - moved),
+            "engine_moved": max(0.0, time.monotonic() - moved) if moved else -1.0,
         }
 
     @property
@@ -255,10 +272,21 @@ class DMQ:
         return _api
 
 
-def _first_start(given: dict[str, Any]) -> Runtime:
-    from .host.kamailio import KamailioHost
+def _checked_host() -> KamailioHost:
+    from .host.kamailio import KamailioHost, missing_modules
 
-    host = KamailioHost()
+    missing = missing_modules()
+    if missing:
+        import KSR
+
+        names = ", ".join(f"{name}.so" for name in missing)
+        KSR.crit(f"kemi_dmq: not loaded: {names}; include kemi_dmq.cfg in kamailio.cfg\n")
+        raise SystemExit(1)
+    return KamailioHost()
+
+
+def _first_start(given: dict[str, Any]) -> Runtime:
+    host = _checked_host()
     try:
         settings = settings_module.check(given)
         name = "server_socket" if given.get("server_socket") else "server_address"

@@ -53,7 +53,7 @@ class Settings:
     fail_count_threshold_not_active: int = 0
     #: A node is disabled (or removed) when more pings in a row than this were not answered.
     fail_count_threshold_disabled: int = 1
-    #: 1: init_callback runs also when this node finds itself alone on the bus.
+    #: Accepted for kamailio.cfg files of the C module: init_callback always gets the node.
     init_with_single: int = 0
     #: Method of the KEMI handler that is told dmq:peer-up, -down and -disabled; "" for none.
     event_callback: str = ""
@@ -102,8 +102,8 @@ def check(given: Mapping[str, object]) -> Settings:
     for name in given:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, 1)
-            hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(NAMES)
-            raise SettingError(name, given[name], f"a known setting: {hint}")
+            hint = f"did you mean {near[0]}?" if near else "there are " + ", ".join(NAMES)
+            raise SettingError(name, given[name], f"left out: there is no such setting; {hint}")
     values: dict[str, object] = {k: v for k, v in given.items() if v is not None}
     address = _uri("server_address", values.pop("server_address", None))
     socket = values.pop("server_socket", None)

@@ -34,7 +34,7 @@ WIRE_STATUSES = {
 _HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _URI = re.compile(
     rf"(?P<scheme>sips?):(?:(?P<user>[^@:;?<>\s\"]+)(?::[^@\s]*)?@)?(?P<host>{_HOST})"
-    r"(?::(?P<port>[0-9]{1,5}))?(?P<params>(?:;[^;?<>\s\"]*)*)(?:\?\S*)?",
+    r"(?::(?P<port>[0-9]{1,5}))?(?P<params>(?:;[^;?<>\s\"]+)*)(?:\?\S*)?",
     re.IGNORECASE,
 )
 

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 packages=(
     kamailio kamailio-python3-modules kamailio-extra-modules kamailio-json-modules
-    kamailio-utils-modules kamailio-tls-modules sip-tester python3-venv
+    kamailio-utils-modules kamailio-tls-modules sip-tester python3-venv iproute2 openssl
 )
 
 die() {
@@ -44,6 +44,9 @@ install_packages() {
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     die "this is no Debian; install Kamailio with app_python3, sipp and python3's venv by hand"
+fi
+if docker info >/dev/null 2>&1; then
+    packages+=(debootstrap) # for docker/make-base.sh
 fi
 missing=()
 for package in "${packages[@]}"; do

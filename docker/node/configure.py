@@ -4,9 +4,11 @@ import os
 import socket
 
 
-def own_address() -> str:
+def own_address(version: str = "") -> str:
     """The container's own address: the one behind its host name."""
-    found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_DGRAM)
+    version = version or os.environ.get("DMQ_FAMILY", "ipv4")
+    family = socket.AF_INET6 if version == "ipv6" else socket.AF_INET
+    found = socket.getaddrinfo(socket.gethostname(), None, family, socket.SOCK_DGRAM)
     address = str(found[0][4][0])
     return f"[{address}]" if ":" in address else address
 
@@ -18,12 +20,15 @@ def main() -> None:
     suffix = "" if transport == "udp" else f";transport={transport}"
     settings = {"DMQ_SERVER_ADDRESS": f"sip:{address}:{port}{suffix}"}
     settings.update({k: v for k, v in os.environ.items() if k.startswith("DMQ_") and v})
-    settings.pop("DMQ_TRANSPORT", None)
+    for name in ("DMQ_TRANSPORT", "DMQ_FAMILY"):
+        settings.pop(name, None)
     for name, value in settings.items():
         shown = value if value.isdigit() else '"' + value.replace('"', "") + '"'
         print(f"#!define {name} {shown}")
     print(f"listen=udp:{address}:5060")
     print(f"listen=tcp:{address}:5060")
+    if ":" in address:
+        print(f"listen=udp:{own_address('ipv4')}:5060")
     if transport == "tls":
         print("#!define WITH_TLS")
         print(f"listen=tls:{address}:5061")

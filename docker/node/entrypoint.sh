@@ -4,6 +4,7 @@
 #   DMQ_SERVER_ADDRESS        by default sip:<this container's address>:5060
 #   DMQ_NOTIFICATION_ADDRESS, DMQ_PING_INTERVAL, …: every setting of kemi_dmq by its name
 #   DMQ_TRANSPORT             udp (default), tcp or tls: what DMQ_SERVER_ADDRESS is by default
+#   DMQ_FAMILY                ipv4 (default) or ipv6: which of the container's addresses that is
 #   KAMAILIO_CHILDREN (4), KAMAILIO_SHM_MB (64), KAMAILIO_PKG_MB (8)
 #   KAMAILIO_CFG, NODE_SCRIPT other files than the image's own
 #   TLS_CERTIFICATE, TLS_KEY, TLS_CA: PEM files, for DMQ_TRANSPORT tls

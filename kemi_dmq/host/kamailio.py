@@ -20,6 +20,16 @@ _LOG = {"err": KSR.err, "warn": KSR.warn, "info": KSR.info, "crit": KSR.crit}
 _BINARY = "$(var(kemi_dmq_body){s.decode.base64})"
 
 
+#: What kemi_dmq calls; kamailio-cfg/kemi_dmq.cfg loads them.
+MODULES = ("tm", "sl", "pv", "textops", "corex", "kemix", "uac", "rtimer")
+
+
+def missing_modules() -> list[str]:
+    if not hasattr(KSR, "kx"):
+        return ["kemix"]
+    return [module for module in MODULES if not KSR.kx.ifdef(f"MOD_{module}")]
+
+
 _ROOM = (*(128, 256, 512) * 8, *(1024,) * 4, 2048, 2048, 4096, 4096, 8192)
 _HOPS = {str(number): number for number in range(256)}
 

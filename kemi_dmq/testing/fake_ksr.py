@@ -106,7 +106,8 @@ class _Kx(_Module):
 
     @_kemi
     def ifdef(self, name: str, /) -> bool:
-        return name in self._kamailio.defines
+        # Kamailio defines MOD_x for each module that is loaded; here all are.
+        return name.startswith("MOD_") or name in self._kamailio.defines
 
     @_kemi
     def get_def(self, name: str, /) -> Xval:

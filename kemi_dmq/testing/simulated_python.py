@@ -40,6 +40,7 @@ class SimulatedPythonNode:
         self._wake_at: float | None = None
         self._host = _Host(self)
         self.bus = Bus(settings, cast(Shared, _Shared(self)), self._host, Registry())
+        self.bus.attached = True
         self.engine = self._new_engine()
 
     def _new_engine(self) -> Engine:

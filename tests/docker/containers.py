@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -39,6 +38,7 @@ class Container:
         self.environment = environment
         self.id = ""
         self.address = ""
+        self.control = ""  # its IPv4 address, on which it also listens: tests drive it there
         self.directory = bus.directory / f"{name}-{uuid.uuid4().hex[:6]}"
         self.transport = environment.get("DMQ_TRANSPORT", "udp")
 
@@ -64,7 +64,8 @@ class Container:
             self.id = docker(*arguments, f"kemi-dmq:{self.suite}").strip()
         else:
             docker("start", self.id)
-        self.address = self.bus.address_of(self.id)
+        self.address = self.bus.address_of(self.id, self.bus.ipv6)
+        self.control = self.bus.address_of(self.id, False)
 
     def script(self) -> Path:
         return SCRIPT
@@ -76,10 +77,11 @@ class Container:
         return self.ask("OPTIONS", "", b"", 0.2) is not None
 
     def ask(self, method: str, user: str, body: bytes, seconds: float = 3.0) -> Any:
-        host = f"[{self.address}]" if ":" in self.address else self.address
         with SipSocket(self.bus.gateway) as sip:
-            data = request(host, method=method, user=user, body=body, via=sip.name, sender=sip.name)
-            return sip.ask(data, self.address, seconds)
+            data = request(
+                self.control, method=method, user=user, body=body, via=sip.name, sender=sip.name
+            )
+            return sip.ask(data, self.control, seconds)
 
     def stop(self) -> float:
         """SIGTERM; the seconds until it has ended, with exit status 0."""
@@ -154,7 +156,9 @@ class PythonContainer(Container):
         file = self.directory / "events.jsonl"
         if not file.exists():
             return []
-        found = (json.loads(line) for line in file.read_text().splitlines())
+        # A line that is being written now has no end yet.
+        lines = file.read_text().splitlines(keepends=True)
+        found = (json.loads(line) for line in lines if line.endswith("\n"))
         return [event for event in found if event["kind"] == kind]
 
     def heard(self) -> list[str]:
@@ -175,7 +179,10 @@ class CContainer(Container):
         # name only (6.1), and sends it each broadcast as often.
         for name, value in self.environment.items():
             if name == "DMQ_NOTIFICATION_ADDRESS" and not self.id:
-                node = next(n for n in self.bus.nodes if f"sip:{n.name}:" in value)
+                named = [n for n in self.bus.nodes if f"sip:{n.name}:" in value]
+                if not named:
+                    break
+                node = named[0]
                 host = f"[{node.address}]" if ":" in node.address else node.address
                 self.environment[name] = value.replace(f"sip:{node.name}:", f"sip:{host}:")
                 break
@@ -217,10 +224,10 @@ class Bus:
         self.network = docker(*arguments, name).strip()
         settings = json.loads(docker("network", "inspect", self.network))[0]["IPAM"]["Config"]
         gateways = [item["Gateway"].split("/")[0] for item in settings if "Gateway" in item]
-        self.gateway = next(g for g in gateways if (":" in g) is ipv6)
+        self.gateway = next(g for g in gateways if ":" not in g)
 
-    def address_of(self, container: str) -> str:
-        key = "GlobalIPv6Address" if self.ipv6 else "IPAddress"
+    def address_of(self, container: str, ipv6: bool) -> str:
+        key = "GlobalIPv6Address" if ipv6 else "IPAddress"
         template = "{{range .NetworkSettings.Networks}}{{." + key + "}}{{end}}"
         return docker("inspect", "-f", template, container).strip()
 
@@ -250,7 +257,3 @@ class Bus:
         for node in self.nodes:
             node.remove()
         docker("network", "rm", self.network, check=False)
-
-
-def family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -102,7 +102,7 @@ def test_bad_requests_are_answered_and_counted(bed: Bed) -> None:
             assert reply.code == code, what
             assert a.counters()[counter] == before[counter] + 1, what
             assert whole(a, b)(), what
-    raised = [line for line in a.log().splitlines() if "peer acme raised" in line]
+    raised = [line for line in a.log().splitlines() if "peer acme: its callback raised" in line]
     assert len(raised) == 1 and "as the message asked for" in raised[0]
     assert "sip:acme@127.0.0.1:5060" in raised[0], "the line names the sender"
 

@@ -239,7 +239,9 @@ class PythonNode(Kamailio):
         """What the script noted."""
         if not self.events_file.exists():
             return []
-        all_events = [json.loads(line) for line in self.events_file.read_text().splitlines()]
+        # A line that is being written now has no end yet.
+        lines = self.events_file.read_text().splitlines(keepends=True)
+        all_events = [json.loads(line) for line in lines if line.endswith("\n")]
         return [
             event
             for event in all_events

@@ -157,7 +157,7 @@ def test_a_callback_that_raises_is_500_and_one_log_line_with_the_place(bed: Bed)
     start(bed, RuntimeError("two\nlines"))
     assert bed.ask(Request()).code == 500
     (line,) = bed.errors()
-    assert "peer acme raised" in line and "RuntimeError: two lines (" in line
+    assert "peer acme: its callback raised" in line and "RuntimeError: two lines (" in line
     assert "test_bus.py:" in line and line.count("\n") == 1
     assert bed.dmq is not None and bed.dmq.counters()["callback_errors"] == 1
 
@@ -166,7 +166,7 @@ def test_a_callback_that_raises_is_500_and_one_log_line_with_the_place(bed: Bed)
 def test_a_callback_that_returns_no_response_is_500(bed: Bed, answer: Any) -> None:
     start(bed, answer)
     assert bed.ask(Request()).code == 500
-    assert "not a kemi_dmq.Response" in bed.errors()[0]
+    assert "must return a kemi_dmq.Response" in bed.errors()[0]
 
 
 def test_handle_message_is_0_when_worked_off_and_minus_1_when_not(bed: Bed) -> None:

@@ -61,7 +61,7 @@ C_DEFAULTS = {
         ({"event_callback": "on event"}, "event_callback", "name of a method"),
         ({"once_memory": 10}, "once_memory", "65536"),
         ({"ping_intervall": 5}, "ping_intervall", "did you mean ping_interval?"),
-        ({"xyz": 5}, "xyz", "one of server_address"),
+        ({"xyz": 5}, "xyz", "there are server_address"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_right(

@@ -1,0 +1,61 @@
+"""The examples of README.md and of kamailio-cfg/ work as they stand."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.support.kamailio import ROOT, Bed, CNode, Kamailio, wait_for
+from tests.support.sip import SipSocket, request
+
+A, B = "127.0.0.24", "127.0.0.25"
+
+
+class Example(Kamailio):
+    """Started as its text says: without a working directory, with the package beside it."""
+
+    def start(self, wait: bool = True) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                ["kamailio", "-DD", "-E", "-f", str(self.cfg), "-P", f"{self.directory}/pid"],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
+
+
+def example(bed: Bed, cfg: str, script: str, address: str) -> None:
+    directory = bed.directory / "etc"
+    directory.mkdir()
+    shutil.copytree(ROOT / "kemi_dmq", directory / "kemi_dmq")
+    shutil.copy(ROOT / "kamailio-cfg/kemi_dmq.cfg", directory)
+    name = re.findall(r'"load", "/etc/kamailio/(\w+\.py)"', cfg)[0]
+    (directory / name).write_text(script)
+    node = Example(address, directory, cfg.replace("/etc/kamailio", str(directory)), {})
+    other = CNode(B, bed.directory / "c")
+    bed.nodes += [node, other]
+    other.start()
+    node.start()
+    wait_for(lambda: node.uri in other.active(), 5, f"it joins; log:\n{node.log()[-2000:]}")
+    with SipSocket() as sip:
+        data = request(address, method="MESSAGE", body=b"hello", via=sip.name, sender=sip.name)
+        assert sip.ask(data, address) is not None
+    wait_for(lambda: other.got() == ["hello"])
+    assert other.bcast(b"hello from C") == 200
+    wait_for(lambda: "hello from C" in node.log())
+
+
+def test_the_example_of_the_readme_works(bed: Bed) -> None:
+    text = (ROOT / "README.md").read_text()
+    cfg = re.findall(r"```cfg\n(.*?)```", text, re.DOTALL)[0]
+    script = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    example(bed, cfg, script, A)
+
+
+def test_the_complete_node_works(bed: Bed) -> None:
+    folder = Path(ROOT, "kamailio-cfg")
+    cfg = (folder / "kamailio.cfg").read_text().replace("127.0.0.3", B)
+    example(bed, cfg, (folder / "dmq_node.py").read_text(), "127.0.0.2")

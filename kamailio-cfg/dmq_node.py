@@ -9,7 +9,7 @@ api = kemi_dmq.dmq_load_api()
 
 
 def on_acme(message, node):
-    KSR.info(f"acme from {node.uri if node else message.from_uri}: {message.body}\n")
+    KSR.warn(f"acme from {node.uri if node else message.from_uri}: {message.body}\n")
     return kemi_dmq.Response(200, "OK")
 
 

@@ -6,6 +6,7 @@ from .bus import Bus
 from .message import ResponseCallback
 from .node import Node
 from .peer import Peer, Registry
+from .wire import WireError
 
 
 class DmqApi:
@@ -80,8 +81,11 @@ class DmqApi:
         )
 
     def find_dmq_node_uri(self, uri: str) -> Node | None:
-        """The node with the host and port of a SIP URI; ValueError if it is none."""
-        return self._ready.find_node(uri)
+        """The node with the host and port of a SIP URI, or None."""
+        try:
+            return self._ready.find_node(uri)
+        except WireError:
+            return None
 
     def get_dmq_server_socket(self) -> str:
         """The socket that messages leave from, for example ``udp:10.0.0.20:5060``."""

@@ -7,6 +7,7 @@ the engine's inbox.
 
 from __future__ import annotations
 
+import re
 import time
 
 from . import wire
@@ -14,7 +15,7 @@ from .engine import (
     answer_event,
     call_id_prefix,
     notification_event,
-    unpack_node,
+    unpack_nodes,
 )
 from .host.protocol import Host
 from .message import (
@@ -46,13 +47,14 @@ MAX_UDP = 32766  # 6.0 and later drop larger messages
 MAX_BODY = 32767  # Kamailio's $uac_req(body)
 HEADERS = 700  # what headers need at most, apart from the URIs and the content type
 _NEW = Verdict.NEW
+_CONTENT_TYPE = re.compile(r"[ -~]{0,250}")
 _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
 
 
 class NodeList:
     """What this process knows of the published list, read again when its version moves."""
 
-    def __init__(self, version: int, nodes: tuple[Node, ...]) -> None:
+    def __init__(self, version: int, nodes: tuple[Node, ...], c_body: str) -> None:
         self.version = version
         self.nodes = nodes
         self.others = tuple(node for node in nodes if not node.local)
@@ -60,7 +62,8 @@ class NodeList:
         self.by_key = {(node.host, node.port): node for node in nodes}
         self.active_keys = {(node.host, node.port) for node in nodes if node.active}
         self.by_from: dict[str, Node | None] = {}
-        self._bodies: dict[bool, str] = {}
+        self._c_body = c_body
+        self._python_body = ""
         self._to_uris: dict[tuple[str, str], SipUri] = {}
 
     def of_uri(self, text: str) -> Node | None:
@@ -93,10 +96,12 @@ class NodeList:
 
     def body(self, python: bool) -> str:
         """The list as a notification carries it."""
-        if python not in self._bodies:
+        if not python:
+            return self._c_body
+        if not self._python_body:
             uris = [SipUri(n.host, n.port, n.transport) for n in self.nodes if n.active]
-            self._bodies[python] = wire.build_body(uris if python else wire.c_share(uris))
-        return self._bodies[python]
+            self._python_body = wire.build_body(wire.python_share(uris, self.version))
+        return self._python_body
 
 
 class Bus:
@@ -125,6 +130,7 @@ class Bus:
                     True,
                 ),
             ),
+            wire.build_body([address]),
         )
         self._list = self._only_local
         self._prefix = call_id_prefix(settings)
@@ -132,6 +138,8 @@ class Bus:
         self._functions: dict[str, ResponseFunction] = {}
         self._from_uris: dict[str, SipUri] = {}  # by peer, of which there are few
         self._send_count = 0
+        self._logged_at = float("-inf")
+        self._unlogged = 0
         self.attached = False  # whether a script has called dmq.attach()
 
     # Reading the list ----------------------------------------------------------------------
@@ -140,7 +148,7 @@ class Bus:
         if self.shared.snapshot.version != self._list.version:
             version, value = self.shared.snapshot.read()
             if value is not None:
-                self._list = NodeList(version, tuple(unpack_node(item) for item in value))
+                self._list = NodeList(version, *unpack_nodes(value))
         return self._list
 
     def find_node(self, uri: str) -> Node | None:
@@ -219,7 +227,7 @@ class Bus:
             if response is OK or response is None:
                 self._count("delivered")
                 return PLAIN_OK, True
-        except Exception as error:
+        except BaseException as error:  # also sys.exit(): a peer must not end a SIP worker
             return self._callback_failed(
                 peer, f"raised on a message from {message.from_uri}: {describe(error)}"
             )
@@ -244,7 +252,7 @@ class Bus:
     def _reply(self, answer: Answer) -> None:
         if answer is PLAIN_OK:
             if not self.host.reply(200, "OK"):
-                self.host.log("err", "kemi_dmq: Kamailio did not send the reply 200 OK")
+                self._log_some("kemi_dmq: Kamailio did not send the reply 200 OK")
             return
         code, reason, body, content_type = answer
         if code == 408 or (code == 200 and body):
@@ -252,7 +260,9 @@ class Bus:
             if not self._agent().python:
                 code = 480 if code == 408 else 202
         if not self.host.reply(code, reason or "OK", body.decode(), content_type):
-            self.host.log("err", f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
+            self._log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
+            if body:
+                self.host.reply(500, "Reply Body Refused")
 
     def _agent(self) -> wire.Agent:
         return wire.parse_agent(self.host.header("Supported"), self.host.header("User-Agent"))
@@ -332,11 +342,14 @@ class Bus:
             raise TypeError(f"body is {type(body).__name__}; it must be str or bytes")
         if not isinstance(max_forwards, int) or not 0 <= max_forwards <= 255:
             raise ValueError(f"max_forwards is {max_forwards!r}; it must be 0 to 255")
-        if not isinstance(content_type, str) or any(c in content_type for c in "\r\n\0"):
-            raise ValueError(f"content_type is {content_type!r}; it must be a str of one line")
+        if not isinstance(content_type, str) or not _CONTENT_TYPE.fullmatch(content_type):
+            raise ValueError(f"content_type is {content_type!r}; it must be such as text/plain")
         if body and not content_type:
             raise ValueError("content_type is empty; a body needs one")
-        size = len(body.encode()) if isinstance(body, str) else len(body)
+        try:
+            size = len(body.encode()) if isinstance(body, str) else len(body)
+        except UnicodeEncodeError:
+            raise ValueError("body has lone surrogates; send such data as bytes") from None
         for node in nodes:
             limit = self.max_body(node, peer_id, content_type)
             if size > limit:
@@ -354,22 +367,26 @@ class Bus:
         result = 0
         for node in nodes:
             to = to_uri(node, peer_id)
+            # A name was looked up by the engine; nobody else waits for the DNS.
+            next_hop = str(_place(node)) if node.address not in node.host else ""
             if reference:
                 event_param = self._event_param(node, reference, param)
                 accepted = bool(event_param) and self.host.send(
-                    to, from_uri, headers, body, event_param
+                    to, from_uri, headers, body, event_param, next_hop
                 )
                 if not accepted and event_param.startswith(MARK_CELL):
                     self.shared.cells.take(int(event_param[len(MARK_CELL) :]))
             elif self.settings.sl_send and _is_text(body):
-                accepted = self._send_stateless(to, from_uri, body, max_forwards, content_type)
+                accepted = self._send_stateless(
+                    node, to, from_uri, body, max_forwards, content_type
+                )
             else:
-                accepted = self.host.send(to, from_uri, headers, body, "")
+                accepted = self.host.send(to, from_uri, headers, body, "", next_hop)
             if accepted:
                 self._count("sent")
             else:
                 self._count("send_failures")
-                self.host.log("err", f"kemi_dmq: a message to {peer_id} at {node.uri} was not sent")
+                self._log_some(f"kemi_dmq: a message to {peer_id} at {node.uri} was not sent")
                 result = -1
         return result
 
@@ -384,6 +401,7 @@ class Bus:
 
     def _send_stateless(
         self,
+        node: Node,
         to: SipUri,
         from_uri: SipUri,
         body: str | bytes,
@@ -406,7 +424,7 @@ class Bus:
             content_type=content_type,
             user_agent=self.user_agent(),
         )
-        return self.host.send_text(to, text)
+        return self.host.send_text(_place(node), text)
 
     def tell_unattached(self) -> None:
         self.attached = True  # told once
@@ -473,7 +491,7 @@ class Bus:
             if function is None:
                 function = self._functions[reference] = find_function(reference)
             function(reply, node, unpack_param(param))
-        except Exception as error:
+        except BaseException as error:  # also sys.exit()
             self._count("user_errors")
             self.host.log(
                 "err",
@@ -505,7 +523,22 @@ class Bus:
 
     def _inbox_full(self, whose: str) -> None:
         self._count("inbox_full")
-        self.host.log("err", f"kemi_dmq: the inbox of the {whose} is full, an event is lost")
+        self._log_some(f"kemi_dmq: the inbox of the {whose} is full, an event is lost")
+
+    def _log_some(self, text: str) -> None:
+        """Log an error; of many in one second the first, and how many there were."""
+        now = time.monotonic()
+        self._unlogged += 1
+        if now - self._logged_at >= 1:
+            more = f" ({self._unlogged - 1} more errors before)" if self._unlogged > 1 else ""
+            self.host.log("err", text + more)
+            self._logged_at, self._unlogged = now, 0
+
+
+def _place(node: Node) -> SipUri:
+    """Where a node is, with its address for its name."""
+    host = f"[{node.address}]" if ":" in node.address else node.address
+    return SipUri(host or node.host, node.port, node.transport)
 
 
 def _is_text(body: str | bytes) -> bool:

@@ -54,6 +54,7 @@ class Runtime:
         self.handler: Any = None  # the script's, as it was taken last
         self.script_version = 0  # of this process's script
         self._engine_process: Any = None  # in the engine's process
+        self._resolver: Any = None  # there, too
         self.refused = False  # the script being loaded is not to be taken
 
     # Load and reload -----------------------------------------------------------------------
@@ -157,11 +158,15 @@ class Runtime:
     # Processes of our own ------------------------------------------------------------------
 
     def _engine_entry(self, msg: Any, event: str = "") -> int:
-        from .host.process import EngineProcess
+        from .host.process import EngineProcess, Resolver
 
+        if self._resolver is None:
+            self._resolver = Resolver()
         try:
             if self._engine_process is None:
-                self._engine_process = EngineProcess(self.bus, self.host, self.symbols)
+                self._engine_process = EngineProcess(
+                    self.bus, self.host, self.symbols, self._resolver
+                )
             self._engine_process.run()
         except Exception as error:
             self._engine_process = None

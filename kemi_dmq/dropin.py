@@ -73,7 +73,7 @@ class DropIn:
         if found.callback is None:
             return 1
         local = self._bus.settings.server_address
-        message = Message(peer, body, content_type, from_uri, (local.host, local.port), 1)
+        message = Message(peer, body or "", content_type, from_uri, (local.host, local.port), 1)
         node = self._bus.node_list().of_uri(from_uri)
         return 1 if self._bus.call_peer(found, message, node)[1] else -1
 

@@ -33,9 +33,16 @@ class Outside(Protocol):
         """Look a name up without waiting; the outcome comes back as a ("resolved", …) event."""
 
 
-def pack_nodes(nodes: list[Node]) -> tuple[Any, ...]:
-    """Nodes as plain values that can go through shared memory."""
-    return tuple(pack_node(node) for node in nodes)
+def pack_nodes(nodes: list[Node], c_body: str) -> tuple[Any, ...]:
+    """Nodes, and the list that C nodes are told, as values that can go through shared memory."""
+    return (c_body, *(pack_node(node) for node in nodes))
+
+
+def unpack_nodes(value: tuple[Any, ...] | None) -> tuple[tuple[Node, ...], str]:
+    """The same again; nothing for None."""
+    if value is None:
+        return (), ""
+    return tuple(unpack_node(item) for item in value[1:]), value[0]
 
 
 def pack_node(node: Node) -> tuple[Any, ...]:
@@ -114,16 +121,16 @@ class Engine:
 
     def leave_texts(self) -> list[tuple[SipUri, str]]:
         """The requests that say goodbye, ready to be sent by a signal handler."""
-        return [(notice.to, self._text(notice)[1]) for notice in self.membership.leave_notices()]
+        return [(notice.place, self._text(notice)[1]) for notice in self.membership.leave_notices()]
 
     def _carry_out(self, actions: list[Action], now: float) -> None:
         for action in actions:
             if isinstance(action, Notify):
                 call_id, text = self._text(action)
                 self._requests.start(call_id, action, text, now)
-                self._outside.send(action.to, text)
+                self._outside.send(action.place, text)
             elif isinstance(action, Publish):
-                self._outside.publish(pack_nodes(self.membership.nodes()))
+                self._outside.publish(pack_nodes(self.membership.nodes(), self.membership.c_body()))
             elif isinstance(action, Tell):
                 self._outside.callback(("event", action.event, pack_node(action.node)))
             elif isinstance(action, FirstList):

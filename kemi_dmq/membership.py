@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .node import Node, Status
 from .settings import Settings
-from .wire import Agent, Line, SipUri, build_body, c_share, is_address, leave_status
+from .wire import Agent, Line, SipUri, build_body, c_share, is_address, leave_status, python_share
 
 Key = tuple[str, int]
 
@@ -55,7 +55,12 @@ class Notify:
     body: str
     max_forwards: int
     patience: float = 8.0  # seconds until it counts as not answered; sent again meanwhile
+    address: str = ""  # where the host of to is, if that is a name
     judged: bool = True  # False: no conclusion is drawn when it is not answered
+
+    @property
+    def place(self) -> SipUri:
+        return replace(self.to, host=self.address) if self.address else self.to
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,7 @@ class _Member:
     next_ping: float = 0.0
     last_sent: float = float("-inf")
     waiting: bool = False  # a notification is on its way and not answered yet
+    busy: bool = False  # it has answered 503, and has not answered otherwise since
     fails: int = 0
     counts_from: float = float("-inf")  # a failure before this time is not counted
     away_since: float = 0.0
@@ -135,6 +141,7 @@ class Membership:
         self._first_list_told = False
         self._actions: list[Action] = []
         self._changed = False
+        self._known_to_c: dict[Key, None] = {}  # in the order in which they came to be known
         self._bodies: dict[bool, str] = {}  # for Python nodes?, until the list changes
 
     # What others read ----------------------------------------------------------------------
@@ -156,7 +163,8 @@ class Membership:
         for member in self._members.values():
             if member.listed:
                 status = leave_status(member.agent)
-                yield Notify(member.uri, build_body([self.local], status), 1)
+                body = build_body([self.local], status)
+                yield Notify(member.uri, body, 1, address=member.address)
 
     # Events --------------------------------------------------------------------------------
 
@@ -185,6 +193,7 @@ class Membership:
         """A notification request of sender (its From URI) has arrived."""
         self._set_agent(self._members.get(sender.key), agent)
         news = self._merge(sender.key, lines, now)
+        self._c_node_knows(agent, lines)
         member = self._members.get(sender.key)
         self._set_agent(member, agent)
         if news and max_forwards > 1:
@@ -199,6 +208,12 @@ class Membership:
     ) -> list[Action]:
         """The final answer to a notification that we sent; it may come late."""
         if code != 200:
+            member = self._members.get(notice.to.key)
+            if code == 503 and member is not None and member.waiting and not member.busy:
+                # Too busy to answer, once: it is asked again before anything is concluded.
+                member.busy, member.waiting = True, False
+                member.next_ping = now + PROBE_MIN
+                return self.tick(now)
             # It lives, but its DMQ does not work: sending to it is no use.
             return self.on_no_answer(notice, now)
         to = notice.to
@@ -213,6 +228,7 @@ class Membership:
                 if to in contact.addresses:
                     contact.next_ask = now + ASK_AGAIN
         self._merge(None, lines, now)
+        self._c_node_knows(agent, lines)
         if member is None:
             member = self._members.get(to.key) or next(iter(self._members.values()), None)
         self._first_list(member)
@@ -273,6 +289,9 @@ class Membership:
                 if line.status == "active":
                     news |= self._learn(line.uri, now, itself=key == sender)
             elif key == sender:
+                if line.uri.transport != member.uri.transport:
+                    member.uri = line.uri
+                    self._touch()
                 news |= self._said_itself(member, line.status, now)
             elif (line.status == "active") != member.active:
                 if now - member.last_sent >= PROBE_MIN:
@@ -283,6 +302,8 @@ class Membership:
         if is_address(uri.host):
             return self._add(uri, uri.host, now, itself)
         if now >= self._unresolvable.get(uri.host, now):
+            if uri.host not in self._resolving and len(self._resolving) >= 1000:
+                return False  # it is told again
             waiting = self._resolving.setdefault(uri.host, {})
             if not waiting:
                 self._actions.append(Resolve(uri.host))
@@ -321,6 +342,7 @@ class Membership:
 
     def _alive(self, member: _Member) -> None:
         member.fails = 0
+        member.busy = False
         if not member.active:
             member.listed = True
             self._set_status(member, Status.ACTIVE)
@@ -382,16 +404,50 @@ class Membership:
         member.next_ping = now + self._interval()
         body = self._body_for(member.agent)
         if member.active:
-            self._actions.append(Notify(member.uri, body, max_forwards))
+            notice = Notify(member.uri, body, max_forwards, address=member.address)
         else:
-            self._actions.append(Notify(member.uri, body, JOIN_MAX_FORWARDS, PROBE_PATIENCE))
+            notice = Notify(
+                member.uri, body, JOIN_MAX_FORWARDS, PROBE_PATIENCE, address=member.address
+            )
+        self._actions.append(notice)
 
     def _body_for(self, agent: Agent | None) -> str:
         python = agent is not None and agent.python
         if python not in self._bodies:
-            uris = [self.local, *(m.uri for m in self._members.values() if m.active)]
-            self._bodies[python] = build_body(uris if python else c_share(uris))
+            if python:
+                uris = [self.local, *(m.uri for m in self._members.values() if m.active)]
+                share = python_share(uris, self._rng.getrandbits(30))
+            else:
+                share = self._c_share()
+            self._bodies[python] = build_body(share)
         return self._bodies[python]
+
+    def _c_share(self) -> list[SipUri]:
+        """What C nodes are told of.  They keep what they were told, so the choice changes only by
+        those who go: first those that some C node knows, then other C nodes, then the first by
+        host and port.  (This node is not preferred: each of us would prefer another.)"""
+        members = {key: member for key, member in self._members.items() if member.active}
+        uris = {self.local.key: self.local, **{key: m.uri for key, m in members.items()}}
+        c_nodes = {key for key, m in members.items() if m.agent is not None and not m.agent.python}
+        if not c_nodes:
+            self._known_to_c.clear()  # so that all of us choose the same when the first one comes
+        known = [key for key in self._known_to_c if key in uris]
+        others = sorted(uris.keys() - set(known), key=lambda key: (key not in c_nodes, key))
+        share = c_share([uris[key] for key in (*known, *others)])
+        self._known_to_c = dict.fromkeys(uri.key for uri in share)
+        return share
+
+    def c_body(self) -> str:
+        """The list as it is told to C nodes."""
+        return self._body_for(None)
+
+    def _c_node_knows(self, agent: Agent, lines: list[Line]) -> None:
+        if not agent.python:
+            listed = (line.uri.key for line in lines if line.status == "active")
+            before = len(self._known_to_c)
+            self._known_to_c.update(dict.fromkeys(listed))
+            if len(self._known_to_c) != before:
+                self._touch()
 
     def _interval(self) -> float:
         # Spread: nodes that started together do not ping together.
@@ -402,7 +458,7 @@ class Membership:
     def _asks(self, contact: _Contact) -> bool:
         """Whether a contact is to be asked: not while the nodes behind it are on the list and
         answer, since those are pinged."""
-        if contact.uri.key == self.local.key:
+        if contact.uri.key in self._local_places:
             return False
         if not contact.addresses:
             return True
@@ -431,7 +487,7 @@ class Membership:
     def _set_addresses(self, contact: _Contact, hosts: list[str]) -> None:
         chosen = hosts if self._settings.multi_notify else hosts[:1]
         uris = [SipUri(host, contact.uri.port, contact.uri.transport) for host in chosen]
-        contact.addresses = [uri for uri in uris if uri.key != self.local.key]
+        contact.addresses = [uri for uri in uris if uri.key not in self._local_places]
         self._contact_keys.update(uri.key for uri in contact.addresses)
 
     # Small things --------------------------------------------------------------------------

@@ -14,6 +14,19 @@ from .node import Node
 MAX_PARAM = 4096
 
 
+#: A reply with a longer body does not reach a Kamailio of 6.0 or later over UDP.
+MAX_RESPONSE_BODY = 31_000
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text is UTF-8 when it is encoded: it has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class _Body:
     """A body that is read as text or as bytes; it is converted when asked for, not before."""
 
@@ -111,6 +124,8 @@ class Response:
         for name, value in (("reason", self.reason), ("content_type", self.content_type)):
             if not isinstance(value, str) or any(c in value for c in "\r\n\0"):
                 raise ValueError(f"{name} is {value!r}; it must be a str of one line")
+            if len(value) > 250 or not is_unicode(value):
+                raise ValueError(f"{name} is {value[:300]!r}; it must be UTF-8 of at most 250")
         if not self.reason:
             raise ValueError("reason is empty; Kamailio sends no reply without one")
         if isinstance(self.body, bytes):
@@ -124,6 +139,12 @@ class Response:
             text = self.body
         else:
             raise TypeError(f"body is {type(self.body).__name__}; it must be str or bytes")
+        if not is_unicode(text):
+            raise ValueError("body of a Response has lone surrogates; it must be UTF-8")
+        if len(text.encode()) > MAX_RESPONSE_BODY:
+            raise ValueError(
+                f"body of a Response has {len(text.encode())} bytes; at most {MAX_RESPONSE_BODY}"
+            )
         if "\0" in text:
             raise ValueError("body of a Response must be without NUL; send bytes as a message")
         if self.body and not self.content_type:

@@ -59,14 +59,20 @@ class Registry:
         self._permanent: dict[str, Peer] = {}
         self._script: dict[str, Peer] = {}
         self._collecting: dict[str, Peer] | None = None
+        self._load: FrameType | None = None  # what Kamailio has called to load the script
         #: What requests are answered by, at this moment.
         self.live: dict[str, Peer] = {}
 
     def open_generation(self) -> None:
-        self._collecting = {}
+        """A script begins to load; a second DMQ() in the same load changes nothing."""
+        load = outermost(sys._getframe(1))
+        if self._collecting is None or self._load is not load:
+            self._collecting = {}
+        self._load = load
 
     def commit(self) -> None:
         """The script has loaded: its registrations replace those of the script before it."""
+        self._load = None
         if self._collecting is not None:
             self._script, self._collecting = self._collecting, None
         self.live = {**self._permanent, **self._script}
@@ -97,6 +103,15 @@ class Registry:
 
     def peers(self) -> tuple[Peer, ...]:
         return tuple(self.live.values())
+
+
+def outermost(frame: FrameType | None) -> FrameType | None:
+    found = frame
+    while frame is not None:
+        if not frame.f_globals.get("__name__", "").startswith("importlib"):
+            found = frame
+        frame = frame.f_back
+    return found
 
 
 def importing_module(frame: FrameType | None) -> str | None:

@@ -48,7 +48,8 @@ def shared_map(size: int) -> mmap.mmap:
 
 
 class Processes:
-    """A small number for each process, given when it first asks.
+    """A small number for each process, given when it first asks; those beyond MAX_PROCESSES
+    share that last one, and cannot write to an inbox.
 
     Writer: the process that asks, under a file lock that the kernel gives back if it dies.
     """
@@ -67,9 +68,7 @@ class Processes:
             fcntl.lockf(self._lock_fd, fcntl.LOCK_EX)
             try:
                 number = self._words[0]
-                if number >= MAX_PROCESSES:
-                    raise RuntimeError(f"kemi_dmq: more than {MAX_PROCESSES} processes")
-                self._words[0] = number + 1
+                self._words[0] = min(number + 1, MAX_PROCESSES)
                 self._mine = number
             finally:
                 fcntl.lockf(self._lock_fd, fcntl.LOCK_UN)
@@ -86,7 +85,7 @@ class Counters:
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self._width = 32
-        self._words = memoryview(shared_map(MAX_PROCESSES * self._width * 8)).cast("Q")
+        self._words = memoryview(shared_map((MAX_PROCESSES + 1) * self._width * 8)).cast("Q")
         self._row: memoryview[int] | None = None
         os.register_at_fork(after_in_child=self._forked)
 
@@ -177,6 +176,8 @@ class Inbox:
         if need > self.MAX_EVENT:
             return 0
         mine = self._processes.mine()
+        if mine >= MAX_PROCESSES:
+            return 0
         head, tail = self._heads[mine], self._tails[mine]
         offset = head % self.RING
         skip = self.RING - offset if offset + need > self.RING else 0
@@ -241,37 +242,45 @@ class Inbox:
 class Cells:
     """Room for a value that must wait for an answer and is too large for Kamailio's own field.
 
-    Writer: the process that owns the cells fills one and marks it used; whoever gets the answer
-    reads it and marks it free.  A cell whose answer never came is free again after MAX_AGE.
+    Writer: the process that fills a cell, chosen under a file lock; whoever gets the answer reads
+    it and marks it free.  A cell whose answer never came is free again after MAX_AGE.
     """
 
-    PER_PROCESS = 64
-    SIZE = 8192
+    COUNT = 4096
+    SIZE = 6144
     MAX_AGE = 120.0
 
-    def __init__(self, processes: Processes, clock: Callable[[], float]) -> None:
-        self._processes = processes
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._map = shared_map(MAX_PROCESSES * self.PER_PROCESS * self.SIZE)
-        # for each cell: when it was filled (0: free), in ms, and its length
-        self._words = memoryview(shared_map(MAX_PROCESSES * self.PER_PROCESS * 16)).cast("Q")
-        self._next = 0
+        self._map = shared_map(self.COUNT * self.SIZE)
+        # for each cell: when it was filled (0: free), in ms, and its length; then the next to try
+        self._words = memoryview(shared_map((self.COUNT + 1) * 16)).cast("Q")
+        self._lock_fd = os.memfd_create("kemi_dmq_cells")
 
     def put(self, data: bytes) -> int | None:
         """The number of a cell that now holds data, or None if all are in use."""
         if len(data) > self.SIZE:
             return None
-        base = self._processes.mine() * self.PER_PROCESS
+        cell = self._choose()
+        if cell is not None:
+            self._map[cell * self.SIZE : cell * self.SIZE + len(data)] = data
+            self._words[2 * cell + 1] = len(data)
+        return cell
+
+    def _choose(self) -> int | None:
         now = int(self._clock() * 1000) + 1
-        for step in range(self.PER_PROCESS):
-            cell = base + (self._next + step) % self.PER_PROCESS
-            filled = self._words[2 * cell]
-            if filled == 0 or now - filled > self.MAX_AGE * 1000:
-                self._map[cell * self.SIZE : cell * self.SIZE + len(data)] = data
-                self._words[2 * cell + 1] = len(data)
-                self._words[2 * cell] = now
-                self._next = (self._next + step + 1) % self.PER_PROCESS
-                return cell
+        words, cursor = self._words, 2 * self.COUNT
+        fcntl.lockf(self._lock_fd, fcntl.LOCK_EX)
+        try:
+            for step in range(self.COUNT):
+                cell = (words[cursor] + step) % self.COUNT
+                filled = words[2 * cell]
+                if filled == 0 or now - filled > self.MAX_AGE * 1000:
+                    words[2 * cell] = now
+                    words[cursor] = cell + 1
+                    return cell
+        finally:
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_UN)
         return None
 
     def take(self, cell: int) -> bytes:
@@ -347,7 +356,7 @@ class Shared:
         self.snapshot = Snapshot()
         self.engine_inbox = Inbox(self.processes)
         self.callbacks_inbox = Inbox(self.processes)
-        self.cells = Cells(self.processes, clock)
+        self.cells = Cells(clock)
         self.names = Names()
         self.words = Words()
         self.once = OnceTable(once_memory, clock)

@@ -66,7 +66,7 @@ class ClientTransactions:
                 timed_out.append(request.notice)
                 heapq.heappush(self._due, (now + LINGER, call_id))
             else:
-                send(request.notice.to, request.text)
+                send(request.notice.place, request.text)
                 request.pause = min(2 * request.pause, T2)
                 when = min(now + request.pause, request.gives_up)
                 heapq.heappush(self._due, (when, call_id))

@@ -178,13 +178,33 @@ C_LIST_BYTES = 1000
 
 
 def c_share(uris: Iterable[SipUri]) -> list[SipUri]:
-    """The nodes that a C node can be told of: as many as its buffer holds, and always the same
-    ones wherever this is computed (the first by host and port)."""
+    """The nodes that a C node can be told of: as many of uris, in their order, as its buffer
+    holds."""
     chosen: list[SipUri] = []
     size = 0
-    for uri in sorted(uris, key=lambda uri: uri.key):
+    for uri in uris:
         size += len(f"{uri};status=active\r\n")
         if size > C_LIST_BYTES:
+            break
+        chosen.append(uri)
+    return chosen
+
+
+#: A list for a Python node stays within what 6.0 and later receive over UDP.
+LIST_BYTES = 30_000
+
+
+def python_share(uris: list[SipUri], start: int) -> list[SipUri]:
+    """The nodes that one list to a Python node holds: all, or where those are too many the first
+    (the local node) and others in turn, from start on."""
+    if sum(len(str(uri)) + 16 for uri in uris) <= LIST_BYTES:
+        return uris
+    others = uris[1:]
+    start %= len(others)
+    chosen, size = uris[:1], 0
+    for uri in (*others[start:], *others[:start]):
+        size += len(str(uri)) + 16
+        if size > LIST_BYTES - 100:
             break
         chosen.append(uri)
     return chosen

@@ -131,17 +131,36 @@ class KamailioHost:
         headers: str,
         body: str | bytes,
         event_param: str,
+        next_hop: str = "",
+    ) -> bool:
+        # What a script set there before must not travel with our message, nor ours with its next.
+        self._unset("$uac_req(all)")
+        try:
+            return self._send(to, from_uri, headers, body, event_param, next_hop)
+        finally:
+            self._unset("$uac_req(all)")
+
+    def _send(
+        self,
+        to: SipUri,
+        from_uri: SipUri,
+        headers: str,
+        body: str | bytes,
+        event_param: str,
+        next_hop: str,
     ) -> bool:
         sets = self._sets
-        # What a script set there before must not travel with our message.
-        self._unset("$uac_req(all)")
+        sock = self._sock(to.transport)
         if not (
-            sets("$uac_req(method)", METHOD)
+            sock
+            and sets("$uac_req(method)", METHOD)
             and sets("$uac_req(ruri)", str(to))
             and sets("$uac_req(furi)", str(from_uri))
             and sets("$uac_req(hdrs)", headers)
-            and sets("$uac_req(sock)", self._sock(to.transport))
+            and sets("$uac_req(sock)", sock)
         ):
+            return False
+        if next_hop and not sets("$uac_req(ouri)", next_hop):
             return False
         if body and not self._set_body(body):
             return False
@@ -183,7 +202,10 @@ class KamailioHost:
         return sock
 
     def send_text(self, to: SipUri, text: str) -> bool:
-        return KSR.corex.sendx(str(to.with_user("")), self._sock(to.transport), text) >= 0
+        sock = self._sock(to.transport)
+        # Without a socket of that transport corex connects all the same, and Kamailio's TCP
+        # process dies of the answer where it listens on UDP only.
+        return bool(sock) and KSR.corex.sendx(str(to.with_user("")), sock, text) >= 0
 
     def replicate(self, uris: list[str]) -> bool:
         ruri = str(KSR.pv.get("$ru"))
@@ -213,10 +235,14 @@ class KamailioHost:
         return "" if value is None else str(value)
 
     def listens_on(self, socket_: Via) -> bool:
-        return any(
-            KSR.is_myself(f"sip:{address}:{socket_.port};transport={socket_.transport}")
-            for address in addresses_of(socket_.host)
-        )
+        for address in addresses_of(socket_.host):
+            uri = f"sip:{address}:{socket_.port};transport="
+            # is_myself() also says yes to an alias, and to that one for any transport.
+            if KSR.is_myself(uri + socket_.transport) and (
+                _is_local(address) or not KSR.is_myself(uri + "sctp")
+            ):
+                return True
+        return False
 
     @functools.cache  # noqa: B019 - one host lives as long as Kamailio
     def version(self) -> str:
@@ -236,12 +262,23 @@ class KamailioHost:
         return value if isinstance(value, str) else ""
 
 
+def _is_local(address: str) -> bool:
+    """Whether this machine has an IP address (or may bind any)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address.strip("[]"), 0))
+    except OSError:
+        return False
+    return True
+
+
 def addresses_of(host: str) -> list[str]:
     """The addresses of a host name as SIP URIs write them; empty if it does not resolve.
     Waits for the DNS: only for the start and for the engine's own thread."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_DGRAM)
-    except OSError:
+    except (OSError, UnicodeError):  # UnicodeError: a label that no DNS name can have
         return []
     hosts = [f"[{item[4][0]}]" if ":" in str(item[4][0]) else str(item[4][0]) for item in found]
     return list(dict.fromkeys(hosts))

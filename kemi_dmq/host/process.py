@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from ..bus import Bus, describe
-from ..engine import Engine, resolved_event, unpack_node
+from ..engine import Engine, resolved_event, unpack_node, unpack_nodes
 from ..message import Reply
 from ..wire import SipUri
 from .kamailio import KamailioHost, addresses_of
@@ -41,7 +41,8 @@ class Resolver:
 
     def ask(self, host: str) -> None:
         if self._asked.qsize() >= 1000:
-            return  # it is asked for again
+            self._tell(host, [])  # it is asked for again
+            return
         self._asked.put(host)
         if not self._idle.acquire(blocking=False) and self._threads < self.THREADS:
             self._threads += 1
@@ -52,19 +53,24 @@ class Resolver:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             host = self._asked.get()
-            self.answers.put((host, addresses_of(host)))
-            os.eventfd_write(self.fd, 1)
+            self._tell(host, addresses_of(host))
             self._idle.release()
+
+    def _tell(self, host: str, addresses: list[str]) -> None:
+        self.answers.put((host, addresses))
+        os.eventfd_write(self.fd, 1)
 
 
 class EngineProcess:
     """The process that owns the membership; the Outside of the engine."""
 
-    def __init__(self, bus: Bus, host: KamailioHost, symbols: ReloadSymbols) -> None:
+    def __init__(
+        self, bus: Bus, host: KamailioHost, symbols: ReloadSymbols, resolver: Resolver
+    ) -> None:
         self._bus = bus
         self._host = host
         self._symbols = symbols
-        self._resolver = Resolver()
+        self._resolver = resolver
         self._goodbye: list[tuple[SipUri, str]] = []
         self._stale_goodbye = True
         self._engine = Engine(bus.settings, self, random.Random(os.urandom(16)), bus.user_agent())
@@ -80,10 +86,11 @@ class EngineProcess:
         signal.signal(signal.SIGINT, self._leave)
         shared.words.set("engine_pid", os.getpid())
         inbox, engine = shared.engine_inbox, self._engine
+        inbox.wake()  # for what a failure has left there
         if not self._started:
             self._started = True
             _, known = shared.snapshot.read()
-            engine.start(time.monotonic(), [unpack_node(item) for item in known or ()])
+            engine.start(time.monotonic(), list(unpack_nodes(known)[0]))
         leaves_at = None if stays else time.monotonic() + SHORT_STAY
         while leaves_at is None or time.monotonic() < leaves_at:
             if self._stale_goodbye:
@@ -149,6 +156,7 @@ def run_callbacks(
     """Run the script's callbacks, one after the other, until the script was loaded anew
     (stale()): then Kamailio loads it here too, before it calls again."""
     inbox = bus.shared.callbacks_inbox
+    inbox.wake()  # for what may have been left there
     stays = symbols.release()
     leaves_at = None if stays else time.monotonic() + SHORT_STAY
     while not stale():
@@ -174,15 +182,15 @@ def _run_callback(bus: Bus, event: tuple[Any, ...], run_event: Any) -> None:
             if peer.init_callback is not None:
                 try:
                     peer.init_callback(node)
-                except Exception as error:
+                except BaseException as error:  # also sys.exit(): it is the user's code
                     _user_error(bus, f"init_callback of peer {peer.peer_id}", error)
     elif kind == "event":
         try:
             run_event(event[1], unpack_node(event[2]))
-        except Exception as error:
+        except BaseException as error:
             _user_error(bus, f"event_callback for {event[1]}", error)
 
 
-def _user_error(bus: Bus, what: str, error: Exception) -> None:
+def _user_error(bus: Bus, what: str, error: BaseException) -> None:
     bus.shared.counters.add("user_errors")
     bus.host.log("err", f"kemi_dmq: {what} raised: {describe(error)}")

@@ -39,8 +39,10 @@ class Host(Protocol):
         headers: str,
         body: str | bytes,
         event_param: str,
+        next_hop: str = "",
     ) -> bool:
-        """Send a KDMQ in a transaction; with event_param its outcome is told to the script."""
+        """Send a KDMQ in a transaction, to next_hop where the URI's host is a name that the
+        host should not look up; with event_param its outcome is told to the script."""
 
     def send_text(self, to: SipUri, text: str) -> bool:
         """Send a whole request without a transaction."""

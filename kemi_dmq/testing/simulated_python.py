@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 from ..bus import Bus
-from ..engine import Engine, resolved_event, unpack_node
+from ..engine import Engine, resolved_event, unpack_nodes
 from ..once import Answer, Verdict
 from ..peer import Registry
 from ..settings import Settings
@@ -54,7 +54,7 @@ class SimulatedPythonNode:
     def engine_fails(self) -> None:
         """The engine ends with an error, and starts again with the list that was published."""
         self.engine = self._new_engine()
-        known = [unpack_node(item) for item in self._published or ()]
+        known = list(unpack_nodes(self._published)[0])
         self.engine.start(self.simulator.now, known)
         self._plan()
 
@@ -236,7 +236,13 @@ class _Host:
         pass
 
     def send(
-        self, to: SipUri, from_uri: SipUri, headers: str, body: str | bytes, event_param: str
+        self,
+        to: SipUri,
+        from_uri: SipUri,
+        headers: str,
+        body: str | bytes,
+        event_param: str,
+        next_hop: str = "",
     ) -> bool:
         raise NotImplementedError("messages of peers are not simulated")
 

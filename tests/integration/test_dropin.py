@@ -59,7 +59,7 @@ class ScriptNode(PythonNode):
 
 def both(bed: Bed, handler: str) -> tuple[ScriptNode, ScriptNode]:
     """A node with kemi_dmq and one with dmq.so, both with the same script; not on one bus."""
-    ours = ScriptNode(A, bed.directory / "ours", script=OURS)
+    ours = ScriptNode(A, bed.directory / "ours", script=OURS, defines={"event_callback": None})
     theirs = ScriptNode(B, bed.directory / "theirs", script=THEIRS)
     text = theirs.cfg.read_text()
     dmq = f'loadmodule "dmq.so"\nmodparam("dmq", "server_address", "sip:{B}:5060")\n'

@@ -124,7 +124,7 @@ def test_a_death_is_seen_within_a_ping_and_its_patience() -> None:
 def test_a_lost_datagram_demotes_nobody() -> None:
     simulator = build(1, PEERS[:3])
     whole_after(simulator, 2)
-    simulator.loss = 0.2
+    simulator.loss = 0.05
     for _ in range(200):
         simulator.run(1)
         assert simulator.whole()

@@ -263,6 +263,7 @@ loadmodule "pv.so"
 loadmodule "textops.so"
 loadmodule "corex.so"
 loadmodule "xlog.so"
+modparam("xlog", "buf_size", 65536)
 loadmodule "ctl.so"
 modparam("ctl", "binrpc", "unix:{directory}/ctl")
 loadmodule "dmq.so"

@@ -18,7 +18,7 @@ from kemi_dmq.engine import pack_nodes
 from kemi_dmq.node import Node, Status
 from kemi_dmq.peer import Peer, Registry
 from kemi_dmq.testing.fake_kamailio import FakeKamailio, Request, SentReply
-from kemi_dmq.wire import parse_uri
+from kemi_dmq.wire import build_body, c_share, parse_uri
 
 from .scripts import run_script
 
@@ -102,7 +102,13 @@ class Bed:
     def publish(self, *nodes: Node) -> None:
         """What the engine does when the list changes."""
         local = node(LOCAL, local=True)
-        self.runtime.shared.snapshot.publish(pack_nodes([local, *nodes]))
+        listed = [parse_uri(n.uri) for n in [local, *nodes] if n.active]
+        self.runtime.shared.snapshot.publish(
+            pack_nodes(
+                [local, *nodes],
+                build_body(c_share(parse_uri(n.uri) for n in [local, *nodes] if n.active)),
+            )
+        )
 
     def ask(self, request: Request) -> SentReply:
         """The one reply to a request for the bus."""
@@ -127,6 +133,7 @@ class Bed:
             shared.callbacks_inbox.fd,
             shared.processes._lock_fd,
             shared.names._lock_fd,
+            shared.cells._lock_fd,
         ):
             os.close(fd)
 

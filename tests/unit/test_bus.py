@@ -501,7 +501,8 @@ def test_what_kamailio_does_not_take_is_minus_1_and_the_others_still_get_it(bed:
     bed.publish(PYTHON_NODE, C_NODE)
     bed.kamailio.refuse_requests = True
     assert bed.api.bcast_message(Peer("acme"), "x") == -1
-    assert all(n.uri in line for n, line in zip((PYTHON_NODE, C_NODE), bed.errors(), strict=True))
+    (line,) = bed.errors()  # of many in one second the first
+    assert PYTHON_NODE.uri in line
     assert bed.dmq is not None and bed.dmq.counters()["send_failures"] == 2
 
 
@@ -634,8 +635,8 @@ def test_when_no_room_is_left_for_params_the_message_is_not_accepted(bed: Bed) -
     start(bed)
     bed.publish(PYTHON_NODE)
     callback = ResponseCallback(on_reply, "x" * 500)
-    results = [bed.api.bcast_message(Peer("acme"), "x", resp_cback=callback) for _ in range(65)]
-    assert results == [0] * 64 + [-1]
+    results = [bed.api.bcast_message(Peer("acme"), "x", resp_cback=callback) for _ in range(4097)]
+    assert results == [0] * 4096 + [-1]
 
 
 def test_a_param_whose_message_was_refused_frees_its_room(bed: Bed) -> None:

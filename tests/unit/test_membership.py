@@ -268,11 +268,21 @@ def test_with_fail_counts_the_thresholds_apply() -> None:
     assert seen == ["active", "not_active", "disabled", "gone"]
 
 
-@pytest.mark.parametrize("code", [404, 408, 500, 503, 202])
+@pytest.mark.parametrize("code", [404, 408, 500, 202])
 def test_an_answer_other_than_200_counts_as_none(code: int) -> None:
     membership = make()
     (notice,) = of(Notify, hello(membership, A))
     membership.on_answer(notice, code, [], PYTHON, 0.1)
+    assert statuses(membership) == {"10.0.0.2": "disabled"}
+
+
+def test_one_503_is_asked_again_and_the_second_counts() -> None:
+    membership = make()
+    (notice,) = of(Notify, hello(membership, A))
+    assert not of(Notify, membership.on_answer(notice, 503, [], PYTHON, 0.1))
+    assert statuses(membership) == {"10.0.0.2": "active"}
+    (again,) = of(Notify, membership.tick(1.1))
+    membership.on_answer(again, 503, [], PYTHON, 1.2)
     assert statuses(membership) == {"10.0.0.2": "disabled"}
 
 

@@ -27,6 +27,11 @@ def register(peer: Peer) -> Peer:
     return current.register(peer)
 
 
+def opened() -> None:
+    """As DMQ()."""
+    current.open_generation()
+
+
 def names(registry: Registry) -> set[str]:
     return {peer.peer_id for peer in registry.peers()}
 
@@ -36,7 +41,7 @@ class Script:
         self.text = text
 
     def load(self) -> None:
-        run_script(self.text, register=register, Peer=Peer)
+        run_script(self.text, register=register, opened=opened, Peer=Peer)
 
 
 def test_a_generation_answers_only_when_the_script_has_loaded(registry: Registry) -> None:
@@ -59,17 +64,20 @@ def test_the_next_generation_replaces_the_one_before_as_a_whole(registry: Regist
 
 
 def test_a_script_that_fails_changes_nothing_and_can_be_loaded_again(registry: Registry) -> None:
-    registry.open_generation()
-    Script("register(Peer('a'))").load()
+    Script("opened(); register(Peer('a'))").load()
     registry.commit()
-    registry.open_generation()
     with pytest.raises(RuntimeError):
-        Script("register(Peer('b')); raise RuntimeError").load()
+        Script("opened(); register(Peer('b')); raise RuntimeError").load()
     assert names(registry) == {"a"}
-    registry.open_generation()
-    Script("register(Peer('b'))").load()
+    Script("opened(); register(Peer('b'))").load()
     registry.commit()
     assert names(registry) == {"b"}
+
+
+def test_a_second_dmq_in_one_load_keeps_what_was_registered(registry: Registry) -> None:
+    Script("opened(); register(Peer('a')); opened(); register(Peer('b'))").load()
+    registry.commit()
+    assert names(registry) == {"a", "b"}
 
 
 def test_a_discarded_generation_leaves_the_one_before(registry: Registry) -> None:

@@ -94,9 +94,10 @@ class Kamailio:
         if KSR.is_method("INFO"):
             self.command(KSR.pv.get("$rU"), KSR.pv.get("$rb") or "{}")
         elif KSR.is_method("REGISTER"):
-            note("register", from_node=KSR.dmq.is_from_node())
-            result = KSR.dmq.t_replicate()
-            KSR.sl.send_reply(200, f"replicate {result}")
+            # First the reply: tm refuses it once a node has answered the replicated request.
+            KSR.sl.send_reply(200, "OK")
+            from_node = KSR.dmq.is_from_node()
+            note("register", from_node=from_node, result=KSR.dmq.t_replicate())
         return 1
 
     def command(self, name, text):

@@ -102,7 +102,6 @@ class Bed:
     def publish(self, *nodes: Node) -> None:
         """What the engine does when the list changes."""
         local = node(LOCAL, local=True)
-        listed = [parse_uri(n.uri) for n in [local, *nodes] if n.active]
         self.runtime.shared.snapshot.publish(
             pack_nodes(
                 [local, *nodes],

@@ -47,6 +47,7 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
 fi
 if docker info >/dev/null 2>&1; then
     packages+=(debootstrap) # for docker/make-base.sh
+    command -v docker-compose >/dev/null || packages+=(docker-compose)
 fi
 missing=()
 for package in "${packages[@]}"; do

@@ -15,4 +15,4 @@ rm -f "$RUN_DIR/pid" "$RUN_DIR/ctl"
 python3 /opt/node/configure.py >"$RUN_DIR/settings.cfg"
 exec kamailio -DD -E -f "${KAMAILIO_CFG:-/opt/node/kamailio.cfg}" \
     -m "${KAMAILIO_SHM_MB:-64}" -M "${KAMAILIO_PKG_MB:-8}" \
-    -P "$RUN_DIR/pid" -Y "$RUN_DIR" -w "$RUN_DIR"
+    -P "$RUN_DIR/pid" -Y "$RUN_DIR" -w "$RUN_DIR" 2>&1

@@ -38,7 +38,7 @@ demo: setup
 	@$(PYTHON) -m demo
 
 bench: setup
-	@$(PYTHON) -m benchmarks
+	@$(PYTHON) -m benchmarks --write docs/performance.md
 
 setup:
 	@tools/setup.sh

@@ -183,27 +183,31 @@ class Stream:
 
     def __init__(self, python: PythonContainer, c: CContainer) -> None:
         self.python, self.c = python, c
-        self.sent: list[tuple[float, str]] = []
+        #: when, who sent it, the body
+        self.sent: list[tuple[float, str, str]] = []
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=("p", self._python)),
-            threading.Thread(target=self._run, args=("c", self._c)),
+            threading.Thread(target=self._run, args=(python.name, self._python)),
+            threading.Thread(target=self._run, args=(c.name, self._c)),
         ]
 
     def _python(self, body: str) -> bool:
-        return bool(self.python.command("bcast", 3.0, body=body) == 0)
+        try:
+            return bool(self.python.command("bcast", 1.0, body=body) == 0)
+        except TimeoutError:  # it is being restarted
+            return False
 
     def _c(self, body: str) -> bool:
         return self.c.bcast(body) == 200
 
-    def _run(self, prefix: str, send: Callable[[str], bool]) -> None:
+    def _run(self, sender: str, send: Callable[[str], bool]) -> None:
         number = 0
         while not self._stop.wait(0.05):
             number += 1
-            body = f"{prefix}{number}"
+            body = f"{sender}-{number}"
             before = time.time()
             if send(body):
-                self.sent.append((before, body))
+                self.sent.append((before, sender, body))
 
     def __enter__(self) -> Stream:
         for thread in self._threads:
@@ -219,30 +223,37 @@ class Stream:
 def test_rolling_restart_under_broadcasts(bus: Bus, variant: str, measured: Measured) -> None:
     """Who is up gets every message sent while up, none twice."""
     pythons, cs = make(bus, variant)
-    # The senders stay: a broadcast of a node that stops is no promise of anything.
     sender = bus.python("s", VARIANTS[variant][0][0], DMQ_NOTIFICATION_ADDRESS="sip:a:5060")
-    nodes = [*pythons, sender, *cs]
+    pythons.append(sender)
+    nodes: list[Any] = [*pythons, *cs]
     start(nodes)
     wait_for(lambda: whole(nodes), 5)
-    up: dict[str, list[tuple[float, float]]] = {}
+    # name -> the times from when on and until when it was up and the bus whole
+    up: dict[str, list[list[float]]] = {node.name: [[0.0, float("inf")]] for node in nodes}
     with Stream(sender, cs[0]) as stream:
-        for node in pythons:
-            before = time.time()
+        for node in nodes:
+            up[node.name][-1][1] = time.time() - 0.2
             node.stop()
-            up.setdefault(node.name, []).append((0.0, before - 0.2))
             node.start()
             node.wait_up()
-            wait_for(lambda: whole(nodes), 6, f"{node.name} is back")
-            up[node.name].append((time.time() + 0.1, float("inf")))
-    assert len(stream.sent) > 100
+            wait_for(lambda: whole(nodes), 8, f"{node.name} is back")
+            up[node.name].append([time.time() + 0.1, float("inf")])
+            seen = len(stream.sent)
+            wait_for(lambda seen=seen: len(stream.sent) > seen + 20, 10)  # type: ignore[misc]
+
+    def was_up(name: str, when: float) -> bool:
+        return any(begin <= when <= end for begin, end in up[name])
+
+    due = [(when, who, body) for when, who, body in stream.sent if was_up(who, when)]
+    assert len({who for _, who, _ in due}) == 2 and len(due) > 50
 
     def missed() -> list[tuple[str, str]]:
+        heard = {node.name: set(node.heard()) for node in nodes}
         return [
             (node.name, body)
-            for node in pythons
-            for when, body in stream.sent
-            if any(begin <= when <= end for begin, end in up[node.name])
-            and body not in node.heard()
+            for node in nodes
+            for when, who, body in due
+            if who != node.name and was_up(node.name, when) and body not in heard[node.name]
         ]
 
     wait_for(lambda: not missed(), 10, f"nobody has missed a message: {missed()[:5]}")
@@ -266,6 +277,6 @@ def test_reload_under_a_stream_of_messages(bus: Bus, variant: str, measured: Mea
         measured("reload", clock.seconds)
         count = len(target.heard())
         wait_for(lambda: len(target.heard()) > count + 20, 10)
-    bodies = [body for _, body in stream.sent]
+    bodies = [body for _, _, body in stream.sent]
     wait_for(lambda: set(bodies) <= set(target.heard()), 5, "none lost")
     assert len(target.heard()) == len(set(target.heard())), "none twice"

@@ -96,7 +96,13 @@ class Container:
         docker("kill", "-s", "KILL", self.id)
 
     def pause(self) -> None:
-        docker("pause", self.id)
+        def paused() -> bool:
+            # On a busy machine the engine now and then cannot freeze a container at once.
+            docker("pause", self.id, check=False)
+            state = docker("inspect", "-f", "{{.State.Paused}}", self.id)
+            return state.strip() == "true"
+
+        wait_for(paused, 20, f"{self.name} is paused")
 
     def unpause(self) -> None:
         docker("unpause", self.id)

@@ -18,7 +18,7 @@ test: lint
 	@$(PYTHON) -m pytest tests/unit tests/simulation --timeout $(TIMEOUT)
 	@$(PYTHON) -m pytest tests/integration -n 2 --timeout $(TIMEOUT)
 	@rm -f $(MEASURED)
-	@KEMI_DMQ_MEASURED=$(MEASURED) $(PYTHON) -m pytest tests/docker -n 3 --timeout $(DOCKER_TIMEOUT)
+	@KEMI_DMQ_MEASURED=$(MEASURED) $(PYTHON) -m pytest tests/docker -n 3 --timeout $(DOCKER_TIMEOUT) -o timeout_func_only=true
 	@if [ -s $(MEASURED) ]; then $(PYTHON) -m tests.docker.table $(MEASURED) docs/versions.md; fi
 
 up: setup

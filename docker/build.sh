@@ -5,7 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 suite=${1:-bookworm}
 base=debian:$suite-slim
-if ! docker image inspect "$base" >/dev/null 2>&1 &&
+if docker image inspect "kemi-dmq-base:$suite" >/dev/null 2>&1; then
+    base=kemi-dmq-base:$suite # made before, where no image could be pulled
+elif ! docker image inspect "$base" >/dev/null 2>&1 &&
     ! timeout 20 docker pull -q "$base" >/dev/null 2>&1; then
     docker/make-base.sh "$suite"
     base=kemi-dmq-base:$suite

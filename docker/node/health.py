@@ -33,8 +33,8 @@ def ask(method: str = "INFO", user: str = "nodes", body: str = "") -> bytes:
 
 if __name__ == "__main__":
     try:
-        seen = json.loads(ask())
+        answer = ask()
     except OSError as error:
         sys.exit(f"no answer: {error}")
-    if "--show" in sys.argv:
-        print(json.dumps(seen, indent=1))
+    if "--show" in sys.argv:  # needs the image's own script
+        print(json.dumps(json.loads(answer), indent=1))

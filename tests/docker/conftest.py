@@ -37,7 +37,7 @@ def images() -> None:
             pytest.fail("no Docker Engine answers, and CI needs one")
         pytest.skip("no Docker Engine answers")
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    with Path("/tmp/kemi_dmq-images.lock").open("a+") as lock:
+    with (ROOT / ".images.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.seek(0)
         if lock.read() == run:

@@ -24,6 +24,7 @@ from .shared import Shared
 
 if TYPE_CHECKING:
     from .host.kamailio import KamailioHost
+    from .host.reload import LoadWatch
 
 registry = Registry()
 _api = DmqApi(registry)
@@ -55,13 +56,14 @@ class Runtime:
         self.script_version = 0  # of this process's script
         self._engine_process: Any = None  # in the engine's process
         self._resolver: Any = None  # there, too
+        self._load_watch: LoadWatch | None = None
         self.refused = False  # the script being loaded is not to be taken
 
     # Load and reload -----------------------------------------------------------------------
 
     def adopt(self, handler: Any) -> Any:
         """Wire a script's handler to the bus; see DMQ.attach()."""
-        from .host.reload import keep
+        from .host.reload import LoadWatch, keep
 
         if self.refused and self.handler is not None:
             registry.discard()
@@ -83,6 +85,7 @@ class Runtime:
         keep(traceback.format_exception)
         if self.handler is None:
             self.handler = handler
+            self._load_watch = LoadWatch(self.symbols)
             registry.commit()
             # What is alive now stays shared between the processes.
             gc.collect()
@@ -114,6 +117,9 @@ class Runtime:
             result = users(rank) if users is not None else 0
             if handler is not self.handler:
                 self._take(handler)
+            if self._load_watch is not None and self._load_watch.overtaken():
+                self.host.log("info", "kemi_dmq: reload asked for meanwhile: loading once more")
+                return -1  # "failed": Kamailio loads again at the next call
             return 0 if result is None else result
 
         return child_init

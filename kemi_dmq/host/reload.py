@@ -3,7 +3,8 @@
 ``app_python3`` holds one lock for all processes while a Python callback runs, so a callback that
 never returns (our loops) would switch ``app_python.reload`` off.  The lock is given back through
 the symbols of the app_python3.so that is already loaded.  Its failed reloads drop references that
-it does not own; attach() takes spare ones (docs/kamailio.md).
+it does not own; attach() takes spare ones (docs/kamailio.md).  A reload that is asked for while a
+process still loads the script for the one before is lost for that process; LoadWatch notices.
 """
 
 from __future__ import annotations
@@ -49,6 +50,30 @@ class ReloadSymbols:
     def version(self) -> int:
         """How often a reload was asked for since the start; 0 where that cannot be read."""
         return int(self._version.value) if self._version is not None else 0
+
+
+class LoadWatch:
+    """Whether another reload was asked for while this process loaded the script.
+
+    After a load Kamailio takes the newest version as loaded, also when the text was read before
+    that version was there.  Python looks for a module before it reads its file: then we note the
+    version, as one of Python's finders, which never finds anything.
+    """
+
+    def __init__(self, symbols: ReloadSymbols) -> None:
+        self._symbols = symbols
+        self._noted: int | None = None
+        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        # Only a reload names its target; the script's own one comes first.
+        if target is not None and self._noted is None:
+            self._noted = self._symbols.version
+
+    def overtaken(self) -> bool:
+        """To be asked at the end of a load."""
+        noted, self._noted = self._noted, None
+        return noted is not None and noted != self._symbols.version
 
 
 _SPARE = 1 << 28

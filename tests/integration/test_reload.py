@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -167,6 +168,31 @@ def test_a_broken_script_is_refused_the_old_one_answers_on_and_the_next_is_taken
             a.kamcmd("app_python.reload")
             versions_within(a, 3, 5)
         traffic.check(a)
+
+
+@pytest.mark.parametrize("what", ["taken", "refused"])
+def test_a_reload_during_a_reload_is_not_lost(bed: Bed, tmp_path: Path, what: str) -> None:
+    """A worker has read the script's text but not run it to its end when the next one is there."""
+    with two_nodes(bed) as (a, _):
+        begun, go = tmp_path / "begun", tmp_path / "go"
+        slow = script(2).replace(
+            "VERSION = 2 ",
+            f"open({str(begun)!r}, 'w').close()\n"
+            f"while not os.path.exists({str(go)!r}):\n    time.sleep(0.01)\n"
+            "VERSION = 2 ",
+        )
+        if what == "refused":
+            slow = slow.replace("from_defs()", "from_defs(pong_interval=1)")
+        a.script.write_text(slow)
+        a.kamcmd("app_python.reload")
+        with SipSocket() as sip:
+            sip.send(request(A, body=b"version", via=sip.name), A)
+            wait_for(begun.exists)
+            a.script.write_text(script(3))
+            a.kamcmd("app_python.reload")
+            go.touch()
+            assert sip.receive(3) is not None, "the message that met the reload is answered"
+        versions_within(a, 3, 3)
 
 
 def test_changed_settings_are_told_once_and_count_from_the_next_start(bed: Bed) -> None:

@@ -63,7 +63,7 @@ class LoadWatch:
     def __init__(self, symbols: ReloadSymbols) -> None:
         self._symbols = symbols
         self._noted: int | None = None
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         # Only a reload names its target; the script's own one comes first.

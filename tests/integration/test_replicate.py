@@ -1,0 +1,153 @@
+"""t_replicate, t_replicate_mode and is_from_node on registrations and publications by sipp, on a
+bus of two Python nodes and a C node with real registrars."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support import sipp
+from tests.support.kamailio import SCRIPT, Bed, CNode, PythonNode, wait_for, whole
+
+A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+NOTIFY = f"sip:{A}:5060"
+COUNT = 60
+
+REGISTRAR = """
+loadmodule "usrloc.so"
+loadmodule "registrar.so"
+modparam("usrloc", "preload", "location")
+"""
+# What a user of dmq.so writes, in a KEMI script and in a native one.
+PYTHON_ROUTE = """
+def replicate():
+    if KSR.is_method("REGISTER"):
+        KSR.registrar.save("location", 0)
+    else:
+        KSR.hdr.append_to_reply("SIP-ETag: 1\\r\\n")
+        KSR.sl.send_reply(200, "OK")
+    again = KSR.hdr.get("X-Mode") == "again" and KSR.pv.get("$sp") == 5099
+    KSR.err(
+        f"GOT {KSR.kx.get_method()} from={KSR.kx.get_srcip()} callid={KSR.kx.get_callid()} "
+        f"body={KSR.pv.get('$(rb{s.md5})')} from_node={KSR.dmq.is_from_node()}\\n"
+    )
+    result = KSR.dmq.t_replicate_mode(1) if again else KSR.dmq.t_replicate()
+    if result != 0:
+        KSR.err(f"NOT REPLICATED {KSR.kx.get_callid()}\\n")
+"""
+C_ROUTE = """
+    if (is_method("REGISTER|PUBLISH")) {
+        if (is_method("REGISTER")) { save("location"); }
+        else { append_to_reply("SIP-ETag: 1\\r\\n"); sl_send_reply("200", "OK"); }
+        $var(node) = -1;
+        if (dmq_is_from_node()) { $var(node) = 1; }
+        xlog("L_ERR", "GOT $rm from=$si callid=$ci body=$(rb{s.md5}) from_node=$var(node)\\n");
+        dmq_t_replicate();
+        xlog("L_ERR", "NOT REPLICATED $ci\\n");
+        exit;
+    }
+    if (is_method("REGISTER")) {"""
+
+
+def python_node(bed: Bed, address: str, notification: str = "") -> PythonNode:
+    branch = '        elif KSR.is_method("REGISTER"):\n'
+    text = SCRIPT.read_text()
+    assert branch in text
+    ours = f'        elif KSR.is_method_in("RP"):\n            replicate()\n{branch}'
+    script = text.replace(branch, ours) + PYTHON_ROUTE
+    return bed.python(address, notification, script=script, after=REGISTRAR)
+
+
+def c_node(bed: Bed, address: str, notification: str = "") -> CNode:
+    node = bed.c(address, notification, before=REGISTRAR)
+    text = node.cfg.read_text()
+    assert '    if (is_method("REGISTER")) {' in text
+    text = text.replace('    if (is_method("REGISTER")) {', C_ROUTE)
+    node.cfg.write_text(text)
+    return node
+
+
+def got(node: PythonNode | CNode, method: str) -> list[dict[str, str]]:
+    """The requests that a node's script saw, one by one."""
+    pattern = rf"GOT {method} from=(\S+) callid=(\S+) body=(\S*) from_node=(-?1)"
+    names = ("source", "call_id", "body", "from_node")
+    return [dict(zip(names, found, strict=True)) for found in re.findall(pattern, node.log())]
+
+
+def not_replicated(node: PythonNode | CNode) -> list[str]:
+    return re.findall(r"NOT REPLICATED (\S+)", node.log())
+
+
+def registered(node: PythonNode | CNode) -> set[str]:
+    return set(re.findall(r"AoR: (\S+)", node.kamcmd("ul.dump")))
+
+
+@pytest.fixture
+def nodes(bed: Bed) -> dict[str, PythonNode | CNode]:
+    made: list[PythonNode | CNode] = [
+        python_node(bed, A),
+        python_node(bed, B, NOTIFY),
+        c_node(bed, C, NOTIFY),
+    ]
+    for node in made:
+        node.start()
+    wait_for(whole(*made), 3, "all list all")
+    return {node.address: node for node in made}
+
+
+@pytest.mark.parametrize("origin", [A, C], ids=["to a Python node", "to a C node"])
+def test_what_one_node_is_told_all_know_and_nothing_goes_round(
+    nodes: dict[str, PythonNode | CNode], origin: str, tmp_path: Path
+) -> None:
+    for method in ("REGISTER", "PUBLISH"):
+        sipp.run(tmp_path, method, origin, "127.0.0.9", COUNT)
+    others = [node for address, node in nodes.items() if address != origin]
+    users = {f"user{number}@bus.test" for number in range(1, COUNT + 1)}
+    for node in nodes.values():
+        for method in ("REGISTER", "PUBLISH"):
+            wait_for(lambda n=node, m=method: len(got(n, m)) >= COUNT)  # type: ignore[misc]
+        found = registered(node)
+        assert {name.partition("@")[0] for name in found} == {u.partition("@")[0] for u in users}
+    # A request that went round would be a copy at one of them: the last ones have had their time
+    # once each replica has refused to send each of them on.
+    for node in others:
+        wait_for(lambda n=node: len(not_replicated(n)) >= 2 * COUNT)  # type: ignore[misc]
+    for method in ("REGISTER", "PUBLISH"):
+        at_origin = got(nodes[origin], method)
+        assert {(g["source"], g["from_node"]) for g in at_origin} == {("127.0.0.9", "-1")}
+        expected = Counter({(g["call_id"], g["body"]): 1 for g in at_origin})
+        assert len(expected) == COUNT
+        for node in others:
+            seen = got(node, method)
+            assert Counter((g["call_id"], g["body"]) for g in seen) == expected
+            assert {(g["source"], g["from_node"]) for g in seen} == {(origin, "1")}
+    assert not_replicated(nodes[origin]) == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "mode"),
+    # In a native script dmq_t_replicate("1") fails: "failed to get parameter value".
+    [(A, ""), (C, ""), (A, "again")],
+    ids=["to a Python node", "to a C node", "to a Python node without the loop test"],
+)
+def test_what_comes_from_a_node_goes_on_only_without_the_loop_test(
+    nodes: dict[str, PythonNode | CNode], origin: str, mode: str, tmp_path: Path
+) -> None:
+    """The sender is a node by its address, whatever the port; sipp's is 5099."""
+    others = [node for address, node in nodes.items() if address != origin]
+    header = f"X-Mode: {mode}" if mode else ""
+    sipp.run(tmp_path, "REGISTER", origin, B, 5, header=header)
+    wait_for(lambda: len(got(nodes[origin], "REGISTER")) == 5)
+    assert {g["from_node"] for g in got(nodes[origin], "REGISTER")} == {"1"}
+    if mode:
+        for node in others:
+            wait_for(lambda n=node: len(not_replicated(n)) == 5)  # type: ignore[misc]
+            assert {g["source"] for g in got(node, "REGISTER")} == {origin}
+            assert len(got(node, "REGISTER")) == 5
+        assert not_replicated(nodes[origin]) == []
+    else:
+        wait_for(lambda: len(not_replicated(nodes[origin])) == 5)
+        assert all(got(node, "REGISTER") == [] for node in others)

@@ -29,8 +29,9 @@ class Outside(Protocol):
     def callback(self, event: tuple[Any, ...]) -> None:
         """Hand an event to the process that runs the script's callbacks."""
 
-    def resolve(self, host: str) -> None:
-        """Look a name up without waiting; the outcome comes back as a ("resolved", …) event."""
+    def resolve(self, host: str, srv: str) -> None:
+        """Look a name up without waiting, and the SRV records of another if srv is not "": the
+        outcome comes back as a ("resolved", …) event."""
 
 
 def pack_nodes(nodes: list[Node], c_body: str) -> tuple[Any, ...]:
@@ -113,8 +114,8 @@ class Engine:
             agent = wire.parse_agent(supported, product)
             actions = self.membership.on_answer(notice, code, lines, agent, now)
         elif kind == "resolved":
-            _, host, addresses = event
-            actions = self.membership.on_resolved(host, addresses, now)
+            _, host, addresses, srv, targets = event
+            actions = self.membership.on_resolved(host, addresses, now, srv, targets)
         else:
             raise ValueError(f"unknown event {kind!r}")
         self._carry_out(actions, now)
@@ -137,7 +138,7 @@ class Engine:
                 node = pack_node(action.node) if action.node else None
                 self._outside.callback(("init", node))
             elif isinstance(action, Resolve):
-                self._outside.resolve(action.host)
+                self._outside.resolve(action.host, action.srv)
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1
@@ -179,5 +180,7 @@ def answer_event(
     return ("answer", call_id, code, body, supported, product)
 
 
-def resolved_event(host: str, addresses: list[str]) -> tuple[Any, ...]:
-    return ("resolved", host, addresses)
+def resolved_event(
+    host: str, addresses: list[str], srv: str, targets: list[tuple[str, int]]
+) -> tuple[Any, ...]:
+    return ("resolved", host, addresses, srv, targets)

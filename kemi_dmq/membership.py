@@ -88,6 +88,7 @@ class Resolve:
     """Look a host name up, without waiting; the outcome comes to on_resolved()."""
 
     host: str
+    srv: str = ""  # a name whose SRV records are asked for as well
 
 
 Action = Notify | Publish | Tell | FirstList | Resolve
@@ -123,6 +124,7 @@ class _Contact:
     uri: SipUri
     addresses: list[SipUri] = field(default_factory=list)
     next_ask: float = 0.0
+    srv: str = ""  # the name whose SRV records say where it is
 
 
 class Membership:
@@ -133,7 +135,10 @@ class Membership:
         socket = settings.server_socket
         self._local_places = {self.local.key, (socket.host, socket.port)}
         self._members: dict[Key, _Member] = {}
-        self._contacts = [_Contact(uri) for uri in settings.notification_address]
+        self._contacts = [
+            _Contact(uri, srv=srv_name(uri, settings.multi_notify))
+            for uri in settings.notification_address
+        ]
         self._contact_keys: set[Key] = set()
         #: host -> nodes that wait for it, and whether they spoke themselves
         self._resolving: dict[str, dict[SipUri, bool]] = {}
@@ -242,12 +247,24 @@ class Membership:
             self._failed(member, now)
         return self.tick(now)
 
-    def on_resolved(self, host: str, addresses: list[str], now: float) -> list[Action]:
-        """A look-up has ended; addresses is empty if it failed."""
+    def on_resolved(
+        self,
+        host: str,
+        addresses: list[str],
+        now: float,
+        srv: str = "",
+        targets: Iterable[tuple[str, int]] = (),
+    ) -> list[Action]:
+        """A look-up has ended; addresses is empty if it failed.  targets: address and port of
+        what the SRV records of srv name, in the order in which they are to be tried."""
         for contact in self._contacts:
-            if contact.uri.host == host and addresses:
-                self._set_addresses(contact, addresses)
-                self._ask_addresses(contact)
+            if contact.uri.host == host and contact.srv == srv:
+                port, any_port = contact.uri.port, not contact.uri.port_given
+                places = [place for place in targets if any_port or place[1] == port]
+                places += [(address, port) for address in addresses]
+                if places:
+                    self._set_places(contact, places)
+                    self._ask_addresses(contact)
         waiting = self._resolving.pop(host, {})
         if addresses:
             self._unresolvable.pop(host, None)
@@ -469,12 +486,12 @@ class Membership:
         alone = not any(member.active for member in self._members.values())
         contact.next_ask = now + (ASK_ALONE if alone else ASK_AGAIN)
         if is_address(contact.uri.host):
-            self._set_addresses(contact, [contact.uri.host])
+            self._set_places(contact, [contact.uri.key])
             self._ask_addresses(contact)
         else:
             # Looked up each time: behind a name the addresses come and go.  A look-up that hangs
             # does not hold up the next one.
-            self._actions.append(Resolve(contact.uri.host))
+            self._actions.append(Resolve(contact.uri.host, contact.srv))
 
     def _ask_addresses(self, contact: _Contact) -> None:
         for uri in contact.addresses:
@@ -484,9 +501,9 @@ class Membership:
                     Notify(uri, body, JOIN_MAX_FORWARDS, PROBE_PATIENCE, judged=False)
                 )
 
-    def _set_addresses(self, contact: _Contact, hosts: list[str]) -> None:
-        chosen = hosts if self._settings.multi_notify else hosts[:1]
-        uris = [SipUri(host, contact.uri.port, contact.uri.transport) for host in chosen]
+    def _set_places(self, contact: _Contact, places: list[Key]) -> None:
+        chosen = list(dict.fromkeys(places)) if self._settings.multi_notify else places[:1]
+        uris = [SipUri(host, port, contact.uri.transport) for host, port in chosen]
         contact.addresses = [uri for uri in uris if uri.key not in self._local_places]
         self._contact_keys.update(uri.key for uri in contact.addresses)
 
@@ -499,6 +516,22 @@ class Membership:
     def _member_node(self, member: _Member) -> Node:
         python = member.agent is not None and member.agent.python
         return _node(member.uri, member.status, python=python, address=member.address)
+
+
+def srv_name(uri: SipUri, multi_notify: int) -> str:
+    """The name whose SRV records say where a notification address is; "" for none.
+
+    With multi_notify the C module asks for those of the host as it is written
+    (``sip:_sip._udp.bus.example``); without, Kamailio's core does as RFC 3263, 4.2 says.
+    """
+    if is_address(uri.host):
+        return ""
+    if multi_notify:
+        return uri.host
+    if uri.port_given:
+        return ""
+    service = {"udp": "_sip._udp", "tcp": "_sip._tcp", "tls": "_sips._tcp", "sctp": "_sip._sctp"}
+    return f"{service[uri.transport]}.{uri.host}"
 
 
 def _node(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 METHOD = "KDMQ"
@@ -31,7 +31,7 @@ WIRE_STATUSES = {
     "disabled": "disabled",
 }
 
-_HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _URI = re.compile(
     rf"(?P<scheme>sips?):(?:(?P<user>[^@:;?<>\s\"]+)(?::[^@\s]*)?@)?(?P<host>{_HOST})"
     r"(?::(?P<port>[0-9]{1,5}))?(?P<params>(?:;[^;?<>\s\"]+)*)(?:\?\S*)?",
@@ -51,6 +51,8 @@ class SipUri:
     port: int
     transport: str = "udp"
     user: str = ""
+    #: Whether the URI names its port; without, RFC 3263 asks for SRV records.
+    port_given: bool = field(default=True, compare=False)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -110,7 +112,8 @@ def _parse(text: str) -> tuple[SipUri, str]:
     port = int(match["port"]) if match["port"] else (5061 if transport == "tls" else 5060)
     if not 0 < port < 65536:
         raise WireError(f"port out of range in {text[:200]!r}")
-    uri = SipUri(normal_host(match["host"]), port, transport, match["user"] or "")
+    given = match["port"] is not None
+    uri = SipUri(normal_host(match["host"]), port, transport, match["user"] or "", given)
     return uri, params
 
 

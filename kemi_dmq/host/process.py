@@ -21,6 +21,7 @@ from ..message import Reply
 from ..wire import SipUri
 from .kamailio import KamailioHost, addresses_of
 from .reload import ReloadSymbols
+from .srv import lookup_srv
 
 #: Without the reload lock's symbol a loop returns this often, so that a reload gets a chance.
 SHORT_STAY = 0.1
@@ -33,17 +34,18 @@ class Resolver:
     THREADS = 4
 
     def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue[tuple[str, list[str]]] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        #: ("resolved", …) events
+        self.answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._threads = 0
         self._idle = threading.Semaphore(0)
 
-    def ask(self, host: str) -> None:
+    def ask(self, host: str, srv: str) -> None:
         if self._asked.qsize() >= 1000:
-            self._tell(host, [])  # it is asked for again
+            self._tell(resolved_event(host, [], srv, []))  # it is asked for again
             return
-        self._asked.put(host)
+        self._asked.put((host, srv))
         if not self._idle.acquire(blocking=False) and self._threads < self.THREADS:
             self._threads += 1
             threading.Thread(target=self._run, daemon=True).start()
@@ -52,12 +54,17 @@ class Resolver:
         # Signals are the main thread's.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
-            host = self._asked.get()
-            self._tell(host, addresses_of(host))
+            host, srv = self._asked.get()
+            targets = [
+                (address, record.port)
+                for record in (lookup_srv(srv) if srv else ())
+                for address in addresses_of(record.target)
+            ]
+            self._tell(resolved_event(host, addresses_of(host), srv, targets))
             self._idle.release()
 
-    def _tell(self, host: str, addresses: list[str]) -> None:
-        self.answers.put((host, addresses))
+    def _tell(self, event: tuple[Any, ...]) -> None:
+        self.answers.put(event)
         os.eventfd_write(self.fd, 1)
 
 
@@ -115,10 +122,10 @@ class EngineProcess:
             return
         while True:
             try:
-                host, addresses = self._resolver.answers.get_nowait()
+                event = self._resolver.answers.get_nowait()
             except queue.Empty:
                 return
-            self._engine.handle(resolved_event(host, addresses), time.monotonic())
+            self._engine.handle(event, time.monotonic())
 
     def _leave(self, signum: int, frame: FrameType | None) -> None:
         """Say goodbye.  All other processes have died where they stood, holding whatever they
@@ -146,8 +153,8 @@ class EngineProcess:
             self._bus.shared.counters.add("inbox_full")
             self._host.log("err", "kemi_dmq: the inbox of the callbacks process is full")
 
-    def resolve(self, host: str) -> None:
-        self._resolver.ask(host)
+    def resolve(self, host: str, srv: str) -> None:
+        self._resolver.ask(host, srv)
 
 
 def run_callbacks(

@@ -116,11 +116,12 @@ class SimulatedPythonNode:
         self.told.append((kind, short(parse_uri(node[0]).key) if node else ""))
         self.simulator.note(self.uri, " ".join(self.told[-1]).rstrip())
 
-    def resolve(self, host: str) -> None:
+    def resolve(self, host: str, srv: str) -> None:
         def answer() -> None:
             if self.alive:
                 addresses = self.simulator.names.get(host, [])
-                self.engine.handle(resolved_event(host, list(addresses)), self.simulator.now)
+                event = resolved_event(host, list(addresses), srv, [])
+                self.engine.handle(event, self.simulator.now)
                 self._plan()
 
         self.simulator.after(0.01, answer)

@@ -108,3 +108,16 @@ def test_a_name_with_several_addresses(bed: Bed, multi_notify: int, tmp_path: Pa
         wait_for(whole(a, c), 3)
         time.sleep(0.5)
         assert b.active() == {b.uri}
+
+
+def test_another_notification_channel_on_a_mixed_bus(bed: Bed) -> None:
+    a = bed.python(A, defines={"notification_channel": "lists"})
+    b = bed.python(B, f"sip:{A}:5060", defines={"notification_channel": "lists"})
+    channel = 'modparam("dmq", "notification_channel", "lists")'
+    c = bed.c(C, f"sip:{A}:5060", before=channel)
+    other = bed.python("127.0.0.5", f"sip:{A}:5060")
+    for node in (a, b, c, other):
+        node.start()
+    wait_for(whole(a, b, c), 3)
+    wait_for(lambda: a.counters()["not_found"], why="the usual channel is no peer there")
+    assert other.active() == {other.uri}

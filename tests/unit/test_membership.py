@@ -343,17 +343,65 @@ def test_a_notification_address_without_answer_is_no_node() -> None:
 def test_behind_a_name_all_addresses_are_asked_with_multi_notify() -> None:
     for multi, expected in ((0, ["10.0.0.5"]), (1, ["10.0.0.5", "10.0.0.6"])):
         membership = make(notification_address="sip:bus.example:5070", multi_notify=multi)
-        assert of(Resolve, membership.start(0.0)) == [Resolve("bus.example")]
-        actions = membership.on_resolved("bus.example", ["10.0.0.5", "10.0.0.6"], 0.1)
+        srv = "bus.example" if multi else ""
+        assert of(Resolve, membership.start(0.0)) == [Resolve("bus.example", srv)]
+        actions = membership.on_resolved("bus.example", ["10.0.0.5", "10.0.0.6"], 0.1, srv)
         assert [n.to.host for n in of(Notify, actions)] == expected
         assert all(n.to.port == 5070 for n in of(Notify, actions))
+
+
+@pytest.mark.parametrize(
+    ("uri", "multi", "srv"),
+    [
+        # As the C module: the name as it stands; and the core's way (RFC 3263) without a port.
+        ("sip:_sip._udp.bus.example", 1, "_sip._udp.bus.example"),
+        ("sip:bus.example:5070", 1, "bus.example"),
+        ("sip:bus.example", 0, "_sip._udp.bus.example"),
+        ("sip:bus.example;transport=tcp", 0, "_sip._tcp.bus.example"),
+        ("sip:bus.example;transport=tls", 0, "_sips._tcp.bus.example"),
+        ("sip:bus.example:5060", 0, ""),
+    ],
+)
+def test_whose_srv_records_are_asked_for(uri: str, multi: int, srv: str) -> None:
+    membership = make(notification_address=uri, multi_notify=multi)
+    (question,) = of(Resolve, membership.start(0.0))
+    assert question.srv == srv
+
+
+@pytest.mark.parametrize(
+    ("uri", "multi", "asked"),
+    [
+        # all targets and the name's own addresses
+        ("sip:b.example", 1, ["10.0.0.5:5070", "10.0.0.6:5080", "10.0.0.7:5060"]),
+        # a port in the URI chooses among the targets
+        ("sip:b.example:5080", 1, ["10.0.0.6:5080", "10.0.0.7:5080"]),
+        ("sip:b.example", 0, ["10.0.0.5:5070"]),
+    ],
+)
+def test_srv_targets_go_before_the_names_own_addresses(
+    uri: str, multi: int, asked: list[str]
+) -> None:
+    membership = make(notification_address=uri, multi_notify=multi)
+    (question,) = of(Resolve, membership.start(0.0))
+    targets = [("10.0.0.5", 5070), ("10.0.0.6", 5080)]
+    actions = membership.on_resolved("b.example", ["10.0.0.7"], 0.1, question.srv, targets)
+    assert [f"{n.to.host}:{n.to.port}" for n in of(Notify, actions)] == asked
+
+
+def test_srv_targets_are_asked_where_the_name_has_no_address() -> None:
+    membership = make(notification_address="sip:_sip._udp.bus.example", multi_notify=1)
+    (question,) = of(Resolve, membership.start(0.0))
+    actions = membership.on_resolved(
+        question.host, [], 0.1, question.srv, [("10.0.0.5", 5070), ("10.0.0.5", 5070)]
+    )
+    assert [str(n.to) for n in of(Notify, actions)] == ["sip:10.0.0.5:5070"]
 
 
 def test_this_node_as_its_own_notification_address_is_not_asked() -> None:
     membership = make(notification_address="sip:10.0.0.1")
     assert of(Notify, membership.start(0.0)) == []
     assert membership.next_deadline() is None
-    membership = make(notification_address="sip:me.example")
+    membership = make(notification_address="sip:me.example:5060")
     membership.start(0.0)
     assert of(Notify, membership.on_resolved("me.example", ["10.0.0.1"], 0.1)) == []
     assert (membership.next_deadline() or 99) >= ASK_ALONE
@@ -435,7 +483,7 @@ class Interleavings(RuleBasedStateMachine):
         self.now = 0.0
         self.ticked = True
         self.open: list[Notify] = []
-        self.resolving: list[str] = []
+        self.resolving: list[Resolve] = []
         self.python: set[SipUri] = set()
         self.told: dict[str, str] = {}
 
@@ -443,12 +491,14 @@ class Interleavings(RuleBasedStateMachine):
         contacts=st.lists(some_uris, max_size=2),
         fail_count=st.integers(0, 1),
         remove=st.integers(0, 1),
+        multi=st.integers(0, 1),
     )
-    def begin(self, contacts: list[SipUri], fail_count: int, remove: int) -> None:
+    def begin(self, contacts: list[SipUri], fail_count: int, remove: int, multi: int) -> None:
         self.membership = make(
             notification_address=[str(uri) for uri in contacts],
             fail_count_enabled=fail_count,
             remove_inactive=remove,
+            multi_notify=multi,
         )
         self.take(self.membership.start(self.now))
 
@@ -464,7 +514,7 @@ class Interleavings(RuleBasedStateMachine):
                     assert not bad and all(line.status == "active" for line in found)
                 assert action.body.count(f"{self.membership.local};") <= 1
             elif isinstance(action, Resolve):
-                self.resolving.append(action.host)
+                self.resolving.append(action)
             elif isinstance(action, Tell):
                 assert not action.node.local
                 key = f"{action.node.host}:{action.node.port}"
@@ -508,9 +558,15 @@ class Interleavings(RuleBasedStateMachine):
         self.take(self.membership.on_no_answer(notice, self.now))
 
     @precondition(lambda self: self.resolving)
-    @rule(addresses=st.lists(st.sampled_from(["10.0.0.1", "10.0.0.8", "10.0.0.9"]), max_size=2))
-    def a_look_up_ends(self, addresses: list[str]) -> None:
-        self.take(self.membership.on_resolved(self.resolving.pop(0), addresses, self.now))
+    @rule(
+        addresses=st.lists(st.sampled_from(["10.0.0.1", "10.0.0.8", "10.0.0.9"]), max_size=2),
+        places=st.lists(st.tuples(st.just("10.0.0.8"), st.sampled_from([5060, 5070])), max_size=2),
+    )
+    def a_look_up_ends(self, addresses: list[str], places: list[tuple[str, int]]) -> None:
+        asked = self.resolving.pop(0)
+        found = places if asked.srv else []
+        actions = self.membership.on_resolved(asked.host, addresses, self.now, asked.srv, found)
+        self.take(actions)
 
     @invariant()
     def the_list_is_sound(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 
 from . import wire
 from .engine import (
@@ -33,6 +34,7 @@ from .message import (
 from .node import Node, Status
 from .once import PLAIN_OK, Answer, Verdict
 from .peer import Peer, Registry
+from .reply import RequestHead
 from .settings import Settings
 from .shared import Shared
 from .wire import SipUri, WireError
@@ -49,6 +51,8 @@ HEADERS = 700  # what headers need at most, apart from the URIs and the content 
 _NEW = Verdict.NEW
 _CONTENT_TYPE = re.compile(r"[ -~]{0,250}")
 _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
+_NOT_FOUND = Answer(404, "User Not Found", b"", "")
+_QUEUE_FULL = Answer(503, "Queue Full", b"", "")
 
 
 class NodeList:
@@ -140,6 +144,7 @@ class Bus:
         self._send_count = 0
         self._logged_at = float("-inf")
         self._unlogged = 0
+        self._workers = shared.workers
         self.attached = False  # whether a script has called dmq.attach()
 
     # Reading the list ----------------------------------------------------------------------
@@ -156,19 +161,20 @@ class Bus:
 
     # A request arrives ---------------------------------------------------------------------
 
-    def handle(self, rc: int = 0) -> int:
+    def handle(self, rc: int = 0, at_once: bool = False) -> int:
         """Work off the KDMQ request being handled and reply to it; gives rc, or -1 when it could
-        not be worked off (it is answered all the same)."""
+        not be worked off (it is answered all the same).  With num_workers above 0 a worker runs
+        its peer and replies, unless at_once."""
         self._count("received")
         if not self.attached:
             self.tell_unattached()
         try:
-            return self._handle(rc)
+            return self._handle(rc, self._workers is None or at_once)
         except UnicodeDecodeError:
             # The R-URI, From, Call-ID or Via; bodies and all else are read with care.
             return self._refuse(400, "Bad Encoding")
 
-    def _handle(self, rc: int) -> int:
+    def _handle(self, rc: int, at_once: bool) -> int:
         host = self.host
         user = host.ruri_user()
         if not user:
@@ -209,12 +215,74 @@ class Bus:
             elif peer is None or peer.callback is None:
                 self._count("delivered")
                 answer, good = _ACCEPTED, True
-            else:
+            elif at_once:
                 message = Message(user, body, content_type, from_uri, source, hops)
                 answer, good = self.call_peer(peer, message, node)
+            else:
+                claim = (entry, identity)
+                refused = self._queue((user, body, content_type, from_uri, source, hops), claim)
+                if refused is None:
+                    return rc
+                answer = refused
         self._finish(entry, identity, answer)
         self._reply(answer)
         return rc if good else -1
+
+    # Handed to a worker -----------------------------------------------------------------------
+
+    def _queue(self, message: tuple[Any, ...], claim: tuple[int, object]) -> Answer | None:
+        """Hand a claimed request over; the answer if that is not possible."""
+        assert self._workers is not None
+        headers = self.host.headers()
+        if headers is None:
+            return self._bad(400, "Bad Encoding")
+        sender = wire.parse_uri(message[3]).key
+        if self._workers.put(sender, (message, claim, headers, self.host.way_back())):
+            self._count("queued")
+            return None
+        self._count("queue_full")
+        self._log_some("kemi_dmq: the workers' queues are full, a message is answered with 503")
+        return _QUEUE_FULL
+
+    def queue_custom(self, message: tuple[Any, ...]) -> bool:
+        """Hand a message to a worker that no request brought: nobody is answered."""
+        assert self._workers is not None
+        if self._workers.put(wire.parse_uri(message[3]).key, (message, None, "", ("", ""))):
+            self._count("queued")
+            return True
+        self._count("queue_full")
+        return False
+
+    def run_job(self, job: tuple[Any, ...]) -> None:
+        """In a worker: run the peer of a request that a SIP worker has received, and reply."""
+        message, claim, headers, way_back = job
+        peer = self.registry.live.get(message[0])
+        if peer is None or peer.callback is None:
+            answer = _NOT_FOUND  # the script was loaded again and has no such peer any more
+        else:
+            node = self.node_list().of_uri(message[3])
+            answer, _ = self.call_peer(peer, Message(*message), node)
+        if claim is None:
+            return
+        entry, identity = claim
+        self._finish(entry, identity, answer)
+        head = RequestHead(headers)
+        code, reason, body, content_type = answer
+        if code == 408 or (code == 200 and body):
+            agent = wire.parse_agent(head.value("supported"), head.value("user-agent"))
+            code = _for_agent(code, agent)
+        self._send_count += 1
+        text = head.reply(
+            code,
+            reason or "OK",
+            source=message[4],
+            tag=f"{self.shared.processes.mine()}.{self._send_count}",
+            server=self.user_agent(),
+            body=body.decode(),
+            content_type=content_type,
+        )
+        if not self.host.send_reply(way_back, text):
+            self._log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
 
     def _bad(self, code: int, reason: str) -> Answer:
         self._count("bad_requests")
@@ -256,9 +324,7 @@ class Bus:
             return
         code, reason, body, content_type = answer
         if code == 408 or (code == 200 and body):
-            # A C node takes a 200's body for a node list, and a 408 for the node's death.
-            if not self._agent().python:
-                code = 480 if code == 408 else 202
+            code = _for_agent(code, self._agent())
         if not self.host.reply(code, reason or "OK", body.decode(), content_type):
             self._log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
             if body:
@@ -533,6 +599,14 @@ class Bus:
             more = f" ({self._unlogged - 1} more errors before)" if self._unlogged > 1 else ""
             self.host.log("err", text + more)
             self._logged_at, self._unlogged = now, 0
+
+
+def _for_agent(code: int, agent: wire.Agent) -> int:
+    """The code in place of a 200 with a body, or of a 408: a C node takes the one's body for a
+    node list, and the other for the node's death."""
+    if agent.python:
+        return code
+    return 480 if code == 408 else 202
 
 
 def _place(node: Node) -> SipUri:

@@ -48,7 +48,7 @@ class Runtime:
         self.host = KamailioHost()
         self.host.use_socket(settings.server_socket)
         self.symbols = ReloadSymbols()
-        self.shared = Shared(settings.once_memory)
+        self.shared = Shared(settings.once_memory, num_workers=settings.num_workers)
         self.bus = Bus(settings, self.shared, self.host, registry)
         _api._bind(self.bus)
         self.drop_in = DropIn(self.bus)
@@ -96,6 +96,7 @@ class Runtime:
         add = {
             "ksr_dmq_engine": self._engine_entry,
             "ksr_dmq_callbacks": self._callbacks_entry,
+            "ksr_dmq_worker": self._worker_entry,
             "ksr_uac_event": _chain(self.bus.on_outcome, getattr(handler, "ksr_uac_event", None)),
             "ksr_reply_route": _chain(self.bus.on_reply, getattr(handler, "ksr_reply_route", None)),
             "child_init": self._child_init(handler, getattr(handler, "child_init", None)),
@@ -133,6 +134,8 @@ class Runtime:
         if self.script_version > self.shared.words.get("script_version"):
             self.shared.words.set("script_version", self.script_version)
         self.shared.callbacks_inbox.wake()
+        if self.shared.workers is not None:
+            self.shared.workers.wake()
 
     def reloaded_with(self, given: dict[str, object]) -> None:
         """The script runs again: its settings are told about, and change nothing."""
@@ -185,17 +188,24 @@ class Runtime:
     def _callbacks_entry(self, msg: Any, event: str = "") -> int:
         from .host.process import run_callbacks
 
-        def stale() -> bool:
-            return self.shared.words.get("script_version") > self.script_version
-
         def run_event(name: str, node: Node) -> None:
             callback = self.settings.event_callback
             if callback:
                 self.host.set_ruri(node.uri)
                 getattr(self.handler, callback)(msg, name)
 
-        run_callbacks(self.bus, self.host, self.symbols, stale, run_event)
+        run_callbacks(self.bus, self.symbols, self._stale, run_event)
         return 1
+
+    def _worker_entry(self, msg: Any, event: str = "") -> int:
+        from .host.process import run_worker
+
+        run_worker(self.bus, self.host.worker_number(), self.symbols, self._stale)
+        return 1
+
+    def _stale(self) -> bool:
+        """Whether another process runs a newer script than this one."""
+        return self.shared.words.get("script_version") > self.script_version
 
 
 def _chain(ours: Callable[[], bool], users: Callable[..., int] | None) -> Callable[..., int]:
@@ -247,13 +257,16 @@ class DMQ:
         KSR.dmq = self._runtime.drop_in  # type: ignore[assignment]
 
     def handle_message(self) -> int:
-        """Work off the KDMQ request being handled and reply to it.  SIP worker.
+        """Work off the KDMQ request being handled and reply to it.  SIP worker; with num_workers
+        above 0 a worker runs the peer and replies.
 
         Returns 0 (the script ends here), also for an unknown peer (404) and for a copy; -1 after
         400, 413, 503, or 500 because the peer's callback raised."""
         return self._bus.handle(0)
 
-    process_message = handle_message
+    def process_message(self) -> int:
+        """The same, at once and in this SIP worker, whatever num_workers is."""
+        return self._bus.handle(0, at_once=True)
 
     def nodes(self) -> tuple[Node, ...]:
         """All nodes on the list, the local one first.  Any process; costs next to nothing."""
@@ -307,6 +320,14 @@ def _first_start(given: dict[str, Any]) -> Runtime:
                 given[name],
                 "an address that this Kamailio listens on (see its listen parameters); set "
                 "server_socket too if server_address is an advertised one",
+            )
+        started = host.workers_started()
+        if settings.num_workers > started:
+            raise SettingError(
+                "num_workers",
+                settings.num_workers,
+                f"at most {started}, as many as kemi_dmq.cfg starts: #!define DMQ_NUM_WORKERS "
+                "before it is included",
             )
     except SettingError as error:
         host.log("crit", str(error))

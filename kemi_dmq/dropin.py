@@ -18,7 +18,8 @@ class DropIn:
         self._bus = bus
 
     def handle_message(self) -> int:
-        """Run the peer of the KDMQ request being handled and reply; 0."""
+        """Run the peer of the KDMQ request being handled and reply; 0.  With num_workers above 0
+        a worker does both."""
         return self._bus.handle(0)
 
     def handle_message_rc(self, rc: int) -> int:
@@ -26,11 +27,11 @@ class DropIn:
         return self._bus.handle(rc)
 
     def process_message(self) -> int:
-        """The same as handle_message: every SIP worker runs peers at once."""
-        return self._bus.handle(0)
+        """The same, at once and in this SIP worker, whatever num_workers is."""
+        return self._bus.handle(0, at_once=True)
 
     def process_message_rc(self, rc: int) -> int:
-        return self._bus.handle(rc)
+        return self._bus.handle(rc, at_once=True)
 
     def send_message(self, peer: str, node_uri: str, body: str, content_type: str) -> int:
         """Send to one node of the list, whatever its status: 1, or -1 with an error logged."""
@@ -66,19 +67,28 @@ class DropIn:
     def process_custom_message(self, peer: str, from_uri: str, body: str, content_type: str) -> int:
         """Give a message to a peer of this node as if from_uri had sent it; the answer is
         dropped.  1, or -1 if there is no such peer or its callback failed."""
+        return self._custom(peer, from_uri, body, content_type, at_once=True)
+
+    def handle_custom_message(self, peer: str, from_uri: str, body: str, content_type: str) -> int:
+        """The same; with num_workers above 0 a worker runs the peer: 1, or -1 if there is no such
+        peer or no room in the queue."""
+        at_once = self._bus.settings.num_workers == 0
+        return self._custom(peer, from_uri, body, content_type, at_once)
+
+    def _custom(self, peer: str, from_uri: str, body: str, content_type: str, at_once: bool) -> int:
+        what = "process_custom_message" if at_once else "handle_custom_message"
         found = self._bus.registry.live.get(peer)
         if found is None or not is_sip_uri(from_uri):
             reason = f"no peer {peer!r}" if found is None else f"{from_uri!r} is not a SIP URI"
-            return self._wrong("process_custom_message", ValueError(reason))
+            return self._wrong(what, ValueError(reason))
         if found.callback is None:
             return 1
         local = self._bus.settings.server_address
-        message = Message(peer, body or "", content_type, from_uri, (local.host, local.port), 1)
+        message = (peer, body or "", content_type, from_uri, (local.host, local.port), 1)
+        if not at_once:
+            return 1 if self._bus.queue_custom(message) else -1
         node = self._bus.node_list().of_uri(from_uri)
-        return 1 if self._bus.call_peer(found, message, node)[1] else -1
-
-    def handle_custom_message(self, peer: str, from_uri: str, body: str, content_type: str) -> int:
-        return self.process_custom_message(peer, from_uri, body, content_type)
+        return 1 if self._bus.call_peer(found, Message(*message), node)[1] else -1
 
     def _send(
         self, what: str, peer: str, body: str, nodes: tuple[Node, ...], content_type: str

@@ -39,7 +39,8 @@ class Settings:
     notification_channel: str = "notification_peer"
     #: 1: ask all addresses to which a name in notification_address resolves, 0: the first.
     multi_notify: int = 0
-    #: Accepted for kamailio.cfg files of the C module; every SIP worker handles messages itself.
+    #: 0: each SIP worker runs peers itself.  Above: handle_message hands over to so many
+    #: processes, which kemi_dmq.cfg starts.
     num_workers: int = 0
     #: Accepted for kamailio.cfg files of the C module; nothing here polls.
     worker_usleep: int = 0
@@ -79,7 +80,7 @@ class _Range:
 _FLAG = _Range(0, 1)
 _RANGES = {
     "multi_notify": _FLAG,
-    "num_workers": _Range(0, 256),
+    "num_workers": _Range(0, 64),
     "worker_usleep": _Range(0, 10_000_000),
     "ping_interval": _Range(5, 86_400),
     "remove_inactive": _FLAG,

@@ -21,6 +21,8 @@ MAX_PROCESSES = 256
 
 _COUNTERS = (
     "received",  # KDMQ requests that reached handle_message or process_message
+    "queued",  # of these: handed to a worker (num_workers above 0)
+    "queue_full",  # 503: the workers' queues had no room
     "delivered",  # of these: a peer's callback ran and answered
     "notifications",  # of these: for the notification peer
     "duplicates",  # copies answered again from memory
@@ -159,9 +161,11 @@ class Inbox:
     #: The largest event: a notification body of 32 KB is well within it.
     MAX_EVENT = RING // 2 - 16
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, ring: int = RING) -> None:
         self._processes = processes
-        self._rings = shared_map(MAX_PROCESSES * self.RING)
+        self._ring = ring
+        self._max_event = ring // 2 - 16
+        self._rings = shared_map(MAX_PROCESSES * ring)
         words = memoryview(shared_map(2 * MAX_PROCESSES * 8)).cast("Q")
         self._heads, self._tails = words[:MAX_PROCESSES], words[MAX_PROCESSES:]
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -173,17 +177,17 @@ class Inbox:
         """Queue an event; its ticket (for applied()), or 0 if there is no room for it."""
         data = marshal.dumps(event)
         need = len(data) + 8
-        if need > self.MAX_EVENT:
+        if need > self._max_event:
             return 0
         mine = self._processes.mine()
         if mine >= MAX_PROCESSES:
             return 0
         head, tail = self._heads[mine], self._tails[mine]
-        offset = head % self.RING
-        skip = self.RING - offset if offset + need > self.RING else 0
-        if head + skip + need - tail > self.RING:
+        offset = head % self._ring
+        skip = self._ring - offset if offset + need > self._ring else 0
+        if head + skip + need - tail > self._ring:
             return 0
-        base = mine * self.RING
+        base = mine * self._ring
         if skip:
             if skip >= 4:
                 self._rings[base + offset : base + offset + 4] = b"\xff\xff\xff\xff"
@@ -195,6 +199,11 @@ class Inbox:
         self._heads[mine] = head + need
         self.wake()
         return head + need
+
+    def backlog(self) -> int:
+        """Bytes that wait or are worked off now, of all writers."""
+        known = self._processes.known()
+        return sum(self._heads[:known]) - sum(self._tails[:known])
 
     def applied(self, ticket: int) -> bool:
         """Whether this process's event with that ticket has been worked off."""
@@ -215,11 +224,11 @@ class Inbox:
         for ring in range(self._processes.known()):
             tail, head = self._tails[ring], self._heads[ring]
             while tail < head:
-                offset = tail % self.RING
-                start = ring * self.RING + offset
+                offset = tail % self._ring
+                start = ring * self._ring + offset
                 length = int.from_bytes(self._rings[start : start + 4], "little")
-                if self.RING - offset < 4 or length == 0xFFFFFFFF:
-                    tail += self.RING - offset
+                if self._ring - offset < 4 or length == 0xFFFFFFFF:
+                    tail += self._ring - offset
                     self._tails[ring] = tail
                     continue
                 data = self._rings[start + 8 : start + 8 + length]
@@ -348,14 +357,21 @@ class Words:
 class Shared:
     """All of it, made in Kamailio's first process while it loads the script."""
 
-    def __init__(self, once_memory: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        once_memory: int,
+        clock: Callable[[], float] = time.monotonic,
+        num_workers: int = 0,
+    ) -> None:
         from .once import OnceTable
+        from .workers import WorkerQueues
 
         self.processes = Processes()
         self.counters = Counters(self.processes)
         self.snapshot = Snapshot()
         self.engine_inbox = Inbox(self.processes)
         self.callbacks_inbox = Inbox(self.processes)
+        self.workers = WorkerQueues(self.processes, num_workers) if num_workers else None
         self.cells = Cells(clock)
         self.names = Names()
         self.words = Words()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,9 @@ class KamailioHost:
         self._body = kx.get_body
         self._ip = kx.get_srcip
         self._port = kx.get_srcport
+        self._came_from = kx.get_srcaddr_sock
+        self._came_to = kx.get_rcvaddr_sock
+        self._sendx = KSR.corex.sendx
         self._header = KSR.hdr.get
         self._pv = KSR.pv.get
         self._reply = KSR.sl.send_reply
@@ -112,6 +116,21 @@ class KamailioHost:
             return self._text(self._header(name))
         except UnicodeDecodeError:
             return ""
+
+    def headers(self) -> str | None:
+        try:
+            value = self._pv("$msg(hdrs)")
+        except UnicodeDecodeError:
+            return None
+        return value if isinstance(value, str) else None
+
+    def way_back(self) -> tuple[str, str]:
+        return self._text(self._came_from()), self._text(self._came_to())
+
+    def send_reply(self, way_back: tuple[str, str], text: str) -> bool:
+        transport, _, place = way_back[0].partition(":")
+        # Over TCP and TLS Kamailio finds the connection by the other side's address and port.
+        return self._sendx(f"sip:{place};transport={transport}", way_back[1], text) >= 0
 
     def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool:
         self._append(SUPPORTED)
@@ -233,6 +252,15 @@ class KamailioHost:
             return None
         value = KSR.kx.get_def(name)
         return "" if value is None else str(value)
+
+    def worker_number(self) -> int:
+        """Which of the processes of its rtimer this one is."""
+        return int(self._pv("$rtimer_worker") or 0)
+
+    def workers_started(self) -> int:
+        """How many worker processes kemi_dmq.cfg starts: in its rtimer, mode is their number."""
+        found = re.search(r"mode=(\d+)", self.define("DMQ_WORKERS_TIMER") or "")
+        return int(found[1]) if found else 0
 
     def listens_on(self, socket_: Via) -> bool:
         for address in addresses_of(socket_.host):

@@ -12,12 +12,14 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from ..bus import Bus, describe
 from ..engine import Engine, resolved_event, unpack_node, unpack_nodes
 from ..message import Reply
+from ..shared import Inbox
 from ..wire import SipUri
 from .kamailio import KamailioHost, addresses_of
 from .reload import ReloadSymbols
@@ -158,20 +160,47 @@ class EngineProcess:
 
 
 def run_callbacks(
-    bus: Bus, host: KamailioHost, symbols: ReloadSymbols, stale: Any, run_event: Any
+    bus: Bus, symbols: ReloadSymbols, stale: Callable[[], bool], run_event: Any
 ) -> None:
-    """Run the script's callbacks, one after the other, until the script was loaded anew
-    (stale()): then Kamailio loads it here too, before it calls again."""
+    """Run the script's callbacks, one after the other, until the script was loaded anew."""
     inbox = bus.shared.callbacks_inbox
+    _serve(inbox, symbols, stale, lambda event: _run_callback(bus, event, run_event))
+
+
+def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[], bool]) -> None:
+    """Run peers for the SIP workers, one message after the other, until the script was loaded
+    anew.  Processes beyond num_workers have nothing to do."""
+    workers = bus.shared.workers
+    if workers is None or number >= len(workers.inboxes):
+        if symbols.release():
+            select.select([], [], [])
+        return
+
+    def idle() -> None:
+        workers.idle[number] = 1
+
+    _serve(workers.inboxes[number], symbols, stale, bus.run_job, idle)
+
+
+def _serve(
+    inbox: Inbox,
+    symbols: ReloadSymbols,
+    stale: Callable[[], bool],
+    run: Callable[[tuple[Any, ...]], None],
+    idle: Callable[[], None] = lambda: None,
+) -> None:
+    """run() each event of an inbox until the script was loaded anew (stale()): then Kamailio
+    loads it here too, before it calls again.  idle() is told before each wait."""
     inbox.wake()  # for what may have been left there
     stays = symbols.release()
     leaves_at = None if stays else time.monotonic() + SHORT_STAY
     while not stale():
         timeout = None if leaves_at is None else max(0.0, leaves_at - time.monotonic())
+        idle()
         select.select([inbox.fd], [], [], timeout)
         inbox.clear_wake()
         for event in inbox.take():
-            _run_callback(bus, event, run_event)
+            run(event)
             if stale():
                 inbox.wake()  # what is left is for the new script
                 return

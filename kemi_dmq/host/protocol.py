@@ -26,7 +26,16 @@ class Host(Protocol):
     def max_forwards(self) -> int: ...
     def source(self) -> tuple[str, int]: ...
     def header(self, name: str) -> str: ...
+    def headers(self) -> str | None:
+        """All headers as they came; None where they are not UTF-8."""
+
+    def way_back(self) -> tuple[str, str]:
+        """Where the request came from and the socket that it came to, as ``udp:ip:port``."""
+
     def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool: ...
+    def send_reply(self, way_back: tuple[str, str], text: str) -> bool:
+        """Send a whole reply, from any process; over TCP and TLS on the request's connection."""
+
     def reply_status(self) -> tuple[int, str]: ...
     def drop(self) -> None:
         """Let Kamailio do nothing more with the reply being handled."""

@@ -72,7 +72,13 @@ class Request:
         self.call_id = self.call_id or f"{number}@10.0.0.2"
 
     def _head(self) -> dict[str, str]:
-        head = {"via": self.via, "from": f"<{self.from_uri}>;tag=1", "call-id": self.call_id}
+        head = {
+            "via": self.via,
+            "from": f"<{self.from_uri}>;tag=1",
+            "to": f"<{self.ruri}>",
+            "call-id": self.call_id,
+            "cseq": f"10 {self.method}",
+        }
         if self.max_forwards is not None:
             head["max-forwards"] = self.max_forwards
         if self.body and self.content_type is not None:
@@ -268,6 +274,11 @@ class FakeKamailio:
             return None if value is None else value.encode()
         if name == "hdr":
             return self._header(argument or "")
+        if name == "msg" and argument == "hdrs":
+            lines = () if message is None else message._head().items()
+            return _bytes("\r\n".join(f"{header}: {value}" for header, value in lines)) or None
+        if name == "rtimer_worker":
+            return 0
         if name in ("rs", "rr"):
             if not isinstance(message, ReceivedReply):
                 return None

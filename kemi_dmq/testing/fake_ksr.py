@@ -105,6 +105,15 @@ class _Kx(_Module):
         return _xval(self._kamailio._pv("sp", None))
 
     @_kemi
+    def get_srcaddr_sock(self) -> Xval:
+        message = self._kamailio.current
+        return None if message is None else f"udp:{message.source[0]}:{message.source[1]}"
+
+    @_kemi
+    def get_rcvaddr_sock(self) -> Xval:
+        return self._kamailio.listen[0]
+
+    @_kemi
     def ifdef(self, name: str, /) -> bool:
         # Kamailio defines MOD_x for each module that is loaded; here all are.
         return name.startswith("MOD_") or name in self._kamailio.defines

@@ -173,6 +173,7 @@ class _Shared:
         self.snapshot = self.engine_inbox = node
         self.once = _Once()
         self.names = _Names()
+        self.workers = None
 
 
 class _Host:
@@ -229,6 +230,15 @@ class _Host:
         text = build_reply(self.message, code, reason, body, content_type, more)
         self._node.simulator.transmit(self._node.uri, self._source, text)
         return True
+
+    def headers(self) -> str | None:
+        raise NotImplementedError("simulated nodes have no workers")
+
+    def way_back(self) -> tuple[str, str]:
+        raise NotImplementedError("simulated nodes have no workers")
+
+    def send_reply(self, way_back: tuple[str, str], text: str) -> bool:
+        raise NotImplementedError("simulated nodes have no workers")
 
     def reply_status(self) -> tuple[int, str]:
         return self.message.code, self.message.reason

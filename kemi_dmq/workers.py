@@ -1,0 +1,67 @@
+"""The queues between SIP workers and the processes that run peers, with num_workers above 0.
+
+A message goes to a worker that has nothing to do, or else to the one with the shortest queue; but
+as long as a message of the same node that the same SIP worker has received before it is not worked
+off, it goes where that one went.  So one node's messages keep the order in which one SIP worker
+received them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from .shared import Inbox, Processes, shared_map
+
+#: Bytes that wait at most, for each SIP worker and queue: some 800 messages of 200 bytes.  Pages
+#: that nobody touches cost nothing.
+QUEUE = 1024 * 1024
+
+
+class WorkerQueues:
+    """Writers: all processes, each into rings of its own.  Readers: worker n its inbox n."""
+
+    def __init__(self, processes: Processes, count: int) -> None:
+        self.inboxes = [Inbox(processes, QUEUE) for _ in range(count)]
+        #: For each worker 1 while it waits for work; only a hint, so several may write it.
+        self.idle = memoryview(shared_map(4096)).cast("Q")
+        # Of this process: where each node's last message went, and its ticket there.
+        self._last: dict[Hashable, tuple[int, int]] = {}
+        self._next = 0
+
+    def put(self, sender: Hashable, job: tuple[Any, ...]) -> bool:
+        """Queue a job after those of the same sender; False if there is no room."""
+        last = self._last.get(sender)
+        if last is None or self.inboxes[last[0]].applied(last[1]):
+            number = self._choose()
+        else:
+            number = last[0]
+        self.idle[number] = 0  # before: the worker may be done at once, and wait again
+        ticket = self.inboxes[number].put(job)
+        if ticket == 0:
+            return False
+        if last is None and len(self._last) >= 1024:
+            self._forget()
+        self._last[sender] = (number, ticket)
+        return True
+
+    def _choose(self) -> int:
+        count = len(self.inboxes)
+        order = [(self._next + step) % count for step in range(count)]
+        number = next((n for n in order if self.idle[n]), -1)
+        if number < 0:
+            number = min(order, key=lambda n: self.inboxes[n].backlog())
+        self._next = number + 1
+        return number
+
+    def _forget(self) -> None:
+        """Forget the senders whose messages are worked off: what waits is bounded, so are they."""
+        self._last = {
+            sender: last
+            for sender, last in self._last.items()
+            if not self.inboxes[last[0]].applied(last[1])
+        }
+
+    def wake(self) -> None:
+        for inbox in self.inboxes:
+            inbox.wake()

@@ -78,15 +78,20 @@ class PythonSubject(Subject):
         *,
         script: str = "node.py",
         sl_send: int = 0,
+        num_workers: int = 0,
+        more: str = "",
     ) -> None:
         lines = [f'#!define DMQ_SERVER_ADDRESS "sip:{address}:5060"']
         if notification:
             lines.append(f'#!define DMQ_NOTIFICATION_ADDRESS "{notification}"')
         lines.append(f"#!define DMQ_SL_SEND {sl_send}")
+        if num_workers:
+            lines.append(f"#!define DMQ_NUM_WORKERS {num_workers}")
         cfg = (
             "\n".join(lines)
             + _head(address, directory)
             + f'include_file "{ROOT}/kamailio-cfg/kemi_dmq.cfg"\n'
+            + more
             + f'modparam("app_python3", "load", "{HERE / script}")\n'
             + 'cfgengine "python"\n'
         )

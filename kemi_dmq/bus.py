@@ -281,7 +281,8 @@ class Bus:
             body=body.decode(),
             content_type=content_type,
         )
-        if not self.host.send_reply(way_back, text):
+        back_to = head.back_to(way_back[0], message[4])
+        if not self.host.send_reply(way_back, back_to, text):
             self._log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
 
     def _bad(self, code: int, reason: str) -> Answer:

@@ -12,27 +12,42 @@ _COPIED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _LONG = {"v": "via", "f": "from", "t": "to", "i": "call-id", "k": "supported"}
-_FIRST_VIA = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^,"])*')
-_RPORT = re.compile(r";\s*rport(?=\s*(?:;|$))", re.IGNORECASE)
-_SENT_BY = re.compile(r"SIP\s*/\s*2\.0\s*/\s*\w+\s+(\[[^\]]*\]|[^\s:;,]+)", re.IGNORECASE)
+#: sent-by's host and port, and the parameters, of the first value in a Via header.
+_VIA = re.compile(
+    r"SIP\s*/\s*2\.0\s*/\s*\w+\s+(\[[^\]]*\]|[^\s:;,]+)(?:\s*:\s*([0-9]{1,5}))?"
+    r'([^,"]*(?:"(?:\\.|[^"\\])*"[^,"]*)*)',
+    re.IGNORECASE,
+)
+_RPORT = re.compile(r";\s*rport(?=\s*(=|;|$))", re.IGNORECASE)
 _TAG = re.compile(r";\s*tag\s*=", re.IGNORECASE)
 
 
 class RequestHead:
     """What a reply needs of the headers of its request."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_values", "_via")
 
     def __init__(self, headers: str) -> None:
         self._values: dict[str, list[str]] = {}
         for name, value in _COPIED.findall(headers):
             name = name.lower()
             self._values.setdefault(_LONG.get(name, name), []).append(value.rstrip())
+        self._via = _VIA.match(self.value("via"))
 
     def value(self, name: str) -> str:
         """A header's value, of several the first; "" if there is none."""
         values = self._values.get(name)
         return values[0] if values else ""
+
+    def back_to(self, transport: str, source: tuple[str, int]) -> tuple[str, int]:
+        """Where the reply goes: over UDP to the port in the topmost Via unless that says rport
+        (RFC 3261, 18.2.2; RFC 3581, 4)."""
+        if transport != "udp":
+            return source
+        via = self._via
+        if via is None or _RPORT.search(via[3]):
+            return source
+        return source[0], int(via[2] or 5060)
 
     def reply(
         self,
@@ -46,8 +61,9 @@ class RequestHead:
         content_type: str = "",
     ) -> str:
         """The whole reply.  source: where the request came from (RFC 3581, 4)."""
-        via, *more = self._values.get("via", [""])
-        vias = "".join(f"Via: {value}\r\n" for value in (_received(via, source), *more))
+        vias = f"Via: {self._topmost_via(source)}\r\n"
+        for value in self._values.get("via", ())[1:]:
+            vias += f"Via: {value}\r\n"
         to = self.value("to")
         if not _TAG.search(to, to.rfind(">") + 1):
             to = f"{to};tag={tag}"
@@ -67,15 +83,17 @@ class RequestHead:
             f"{body}"
         )
 
-
-def _received(via: str, source: tuple[str, int]) -> str:
-    """The topmost Via with where the request came from."""
-    ip, port = source
-    match = _FIRST_VIA.match(via)
-    assert match is not None  # it matches nothing, too
-    first, others = match[0].rstrip(), via[match.end() :]
-    first, rport = _RPORT.subn(f";rport={port}", first, count=1)
-    sent_by = _SENT_BY.match(first)
-    if rport or sent_by is None or sent_by[1].strip("[]").lower() != ip.strip("[]"):
-        first += f";received={ip.strip('[]')}"
-    return first + others
+    def _topmost_via(self, source: tuple[str, int]) -> str:
+        """With where the request came from."""
+        value, via = self.value("via"), self._via
+        if via is None:
+            return value
+        ip = source[0].strip("[]")
+        params, rport = via[3], None
+        if "rport" in params.lower():
+            rport = _RPORT.search(params)
+            if rport and rport[1] != "=":
+                params = f"{params[: rport.end()]}={source[1]}{params[rport.end() :]}"
+        if rport is None and via[1].strip("[]").lower() == ip:
+            return value
+        return f"{value[: via.start(3)]}{params.rstrip()};received={ip}{value[via.end() :]}"

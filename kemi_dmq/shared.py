@@ -203,7 +203,7 @@ class Inbox:
     def backlog(self) -> int:
         """Bytes that wait or are worked off now, of all writers."""
         known = self._processes.known()
-        return sum(self._heads[:known]) - sum(self._tails[:known])
+        return sum(self._heads[:known].tolist()) - sum(self._tails[:known].tolist())
 
     def applied(self, ticket: int) -> bool:
         """Whether this process's event with that ticket has been worked off."""
@@ -221,8 +221,9 @@ class Inbox:
     def take(self) -> Iterator[tuple[Any, ...]]:
         """The events that wait now.  Reader only.  Each one's ticket counts as applied when the
         next one is asked for, that is, when the reader is done with it."""
-        for ring in range(self._processes.known()):
-            tail, head = self._tails[ring], self._heads[ring]
+        known = self._processes.known()
+        tails, heads = self._tails[:known].tolist(), self._heads[:known].tolist()
+        for ring, (tail, head) in enumerate(zip(tails, heads, strict=True)):
             while tail < head:
                 offset = tail % self._ring
                 start = ring * self._ring + offset

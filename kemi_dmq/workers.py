@@ -28,6 +28,8 @@ class WorkerQueues:
         # Of this process: where each node's last message went, and its ticket there.
         self._last: dict[Hashable, tuple[int, int]] = {}
         self._next = 0
+        #: The workers, beginning with each of them.
+        self._turns = [[(first + n) % count for n in range(count)] for first in range(count)]
 
     def put(self, sender: Hashable, job: tuple[Any, ...]) -> bool:
         """Queue a job after those of the same sender; False if there is no room."""
@@ -46,12 +48,14 @@ class WorkerQueues:
         return True
 
     def _choose(self) -> int:
-        count = len(self.inboxes)
-        order = [(self._next + step) % count for step in range(count)]
-        number = next((n for n in order if self.idle[n]), -1)
-        if number < 0:
-            number = min(order, key=lambda n: self.inboxes[n].backlog())
-        self._next = number + 1
+        """A worker that waits for work, taken in turn; else the one with the shortest queue."""
+        idle = self.idle
+        for number in self._turns[self._next]:
+            if idle[number]:
+                break
+        else:
+            number = min(self._turns[self._next], key=lambda n: self.inboxes[n].backlog())
+        self._next = (number + 1) % len(self._turns)
         return number
 
     def _forget(self) -> None:

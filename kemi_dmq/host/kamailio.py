@@ -45,7 +45,7 @@ class KamailioHost:
         self._body = kx.get_body
         self._ip = kx.get_srcip
         self._port = kx.get_srcport
-        self._came_from = kx.get_srcaddr_sock
+        self._transport = kx.get_proto
         self._came_to = kx.get_rcvaddr_sock
         self._sendx = KSR.corex.sendx
         self._header = KSR.hdr.get
@@ -125,12 +125,14 @@ class KamailioHost:
         return value if isinstance(value, str) else None
 
     def way_back(self) -> tuple[str, str]:
-        return self._text(self._came_from()), self._text(self._came_to())
+        return self._text(self._transport()), self._text(self._came_to())
 
-    def send_reply(self, way_back: tuple[str, str], text: str) -> bool:
-        transport, _, place = way_back[0].partition(":")
+    def send_reply(self, way_back: tuple[str, str], to: tuple[str, int], text: str) -> bool:
+        transport, sock = way_back
+        ip = to[0].strip("[]")
+        place = f"[{ip}]:{to[1]}" if ":" in ip else f"{ip}:{to[1]}"
         # Over TCP and TLS Kamailio finds the connection by the other side's address and port.
-        return self._sendx(f"sip:{place};transport={transport}", way_back[1], text) >= 0
+        return self._sendx(f"sip:{place};transport={transport}", sock, text) >= 0
 
     def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool:
         self._append(SUPPORTED)

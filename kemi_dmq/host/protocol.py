@@ -30,10 +30,10 @@ class Host(Protocol):
         """All headers as they came; None where they are not UTF-8."""
 
     def way_back(self) -> tuple[str, str]:
-        """Where the request came from and the socket that it came to, as ``udp:ip:port``."""
+        """The request's transport, and the socket that it came to, as ``udp:ip:port``."""
 
     def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool: ...
-    def send_reply(self, way_back: tuple[str, str], text: str) -> bool:
+    def send_reply(self, way_back: tuple[str, str], to: tuple[str, int], text: str) -> bool:
         """Send a whole reply, from any process; over TCP and TLS on the request's connection."""
 
     def reply_status(self) -> tuple[int, str]: ...

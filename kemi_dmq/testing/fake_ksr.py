@@ -105,9 +105,8 @@ class _Kx(_Module):
         return _xval(self._kamailio._pv("sp", None))
 
     @_kemi
-    def get_srcaddr_sock(self) -> Xval:
-        message = self._kamailio.current
-        return None if message is None else f"udp:{message.source[0]}:{message.source[1]}"
+    def get_proto(self) -> Xval:
+        return "udp"
 
     @_kemi
     def get_rcvaddr_sock(self) -> Xval:

@@ -237,7 +237,7 @@ class _Host:
     def way_back(self) -> tuple[str, str]:
         raise NotImplementedError("simulated nodes have no workers")
 
-    def send_reply(self, way_back: tuple[str, str], text: str) -> bool:
+    def send_reply(self, way_back: tuple[str, str], to: tuple[str, int], text: str) -> bool:
         raise NotImplementedError("simulated nodes have no workers")
 
     def reply_status(self) -> tuple[int, str]:

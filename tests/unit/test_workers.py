@@ -1,0 +1,114 @@
+"""Which worker gets a message."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kemi_dmq.shared import Processes
+from kemi_dmq.workers import QUEUE, WorkerQueues
+
+
+class Queues(WorkerQueues):
+    def __init__(self, count: int) -> None:
+        self.processes = Processes()
+        super().__init__(self.processes, count)
+
+    def taken(self, number: int) -> list[Any]:
+        """What a worker works off now, all of it."""
+        return [job[0] for job in self.inboxes[number].take()]
+
+    def close(self) -> None:
+        for fd in (self.processes._lock_fd, *(inbox.fd for inbox in self.inboxes)):
+            os.close(fd)
+
+
+@pytest.fixture
+def three() -> Iterator[Queues]:
+    queues = Queues(3)
+    yield queues
+    queues.close()
+
+
+def test_work_goes_to_those_who_wait_for_it_in_turn(three: Queues) -> None:
+    three.idle[0] = three.idle[2] = 1
+    for number, sender in enumerate("abc"):
+        assert three.put(sender, (number,))
+    # c found nobody waiting: the shortest queue is the one without work
+    assert [three.taken(n) for n in range(3)] == [[0], [2], [1]]
+    assert three.idle[0] == three.idle[2] == 0
+
+
+def test_a_senders_messages_follow_each_other_until_they_are_worked_off(three: Queues) -> None:
+    three.put("a", (1,))
+    three.idle[1] = three.idle[2] = 1
+    three.put("a", (2,))
+    assert three.taken(0) == [1, 2]
+    three.put("a", (3,))
+    assert three.taken(1) == [3], "now another may run it"
+    # A message that is being worked off is not worked off.
+    three.put("a", (4,))
+    jobs = three.inboxes[2].take()
+    assert next(jobs) == (4,)
+    three.idle[0] = 1
+    three.put("a", (5,))
+    assert three.taken(0) == []
+    assert list(jobs) == [] and three.taken(2) == [5]
+
+
+def test_a_full_queue_refuses_and_takes_again_when_there_is_room(three: Queues) -> None:
+    job = (b"x" * 30_000,)
+    count = 0
+    while three.put("a", job):
+        count += 1
+    assert count == QUEUE // 30_013 or count == QUEUE // 30_013 - 1
+    assert three.put("b", job), "other queues have room"
+    assert len(three.taken(0)) == count
+    assert three.put("a", job)
+
+
+def test_senders_are_forgotten_once_their_messages_are_worked_off(three: Queues) -> None:
+    for number in range(5000):
+        assert three.put(number, (number,))
+        if number % 3 == 0:
+            for worker in range(3):
+                three.taken(worker)
+    assert len(three._last) <= 1025
+
+
+@given(st.lists(st.one_of(st.sampled_from("abcd"), st.integers(0, 2)), max_size=60))
+def test_no_message_overtakes_another_of_its_sender(steps: list[str | int]) -> None:
+    """Letters: a message of that sender; numbers: that worker works off one message."""
+    three = Queues(3)
+    try:
+        running: dict[int, Any] = {}
+        done: list[tuple[str, int]] = []
+        for number, step in enumerate(steps):
+            if isinstance(step, str):
+                assert three.put(step, (step, number))
+                continue
+            job = None
+            if step in running:
+                job = next(running[step], None)
+            if job is None:  # its last one is worked off; a new look at the queue
+                running[step] = three.inboxes[step].take()
+                job = next(running[step], None)
+            if job is None:
+                three.idle[step] = 1
+            else:
+                done.append(job)
+        for jobs in running.values():
+            done.extend(jobs)
+        for worker in range(3):
+            done.extend(three.inboxes[worker].take())
+        for sender in "abcd":
+            mine = [number for name, number in done if name == sender]
+            assert mine == sorted(mine)
+        assert len(done) == sum(isinstance(step, str) for step in steps)
+    finally:
+        three.close()

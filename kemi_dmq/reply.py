@@ -6,12 +6,14 @@ import re
 
 from .wire import SUPPORTED
 
-_COPIED = re.compile(
-    r"^(via|v|from|f|to|t|call-id|i|cseq|supported|k|user-agent)[ \t]*:[ \t]*"
-    r"([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)",
-    re.IGNORECASE | re.MULTILINE,
-)
 _LONG = {"v": "via", "f": "from", "t": "to", "i": "call-id", "k": "supported"}
+_WANTED = ("Via", "From", "To", "Call-ID", "CSeq", "Supported", "User-Agent")
+#: What is kept of the headers, under their names as most write them and in lower case.
+_KEPT = {
+    **{name: name.lower() for name in _WANTED},
+    **{name.lower(): name.lower() for name in _WANTED},
+    **_LONG,
+}
 #: sent-by's host and port, and the parameters, of the first value in a Via header.
 _VIA = re.compile(
     r"SIP\s*/\s*2\.0\s*/\s*\w+\s+(\[[^\]]*\]|[^\s:;,]+)(?:\s*:\s*([0-9]{1,5}))?"
@@ -29,9 +31,18 @@ class RequestHead:
 
     def __init__(self, headers: str) -> None:
         self._values: dict[str, list[str]] = {}
-        for name, value in _COPIED.findall(headers):
-            name = name.lower()
-            self._values.setdefault(_LONG.get(name, name), []).append(value.rstrip())
+        last: list[str] | None = None
+        for line in headers.replace("\r\n", "\n").split("\n"):
+            if line[:1] in (" ", "\t"):  # goes on with the line before
+                if last is not None:
+                    last[-1] += f"\r\n{line}"
+                continue
+            name, _, value = line.partition(":")
+            key = _KEPT.get(name) or _KEPT.get(name.strip().lower())
+            last = None
+            if key is not None:
+                last = self._values.setdefault(key, [])
+                last.append(value.strip())
         self._via = _VIA.match(self.value("via"))
 
     def value(self, name: str) -> str:

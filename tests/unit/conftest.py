@@ -133,6 +133,7 @@ class Bed:
             shared.processes._lock_fd,
             shared.names._lock_fd,
             shared.cells._lock_fd,
+            *(inbox.fd for inbox in (shared.workers.inboxes if shared.workers else ())),
         ):
             os.close(fd)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from .shared import Inbox, Processes, shared_map
 
-#: Bytes that wait at most, for each SIP worker and queue: some 800 messages of 200 bytes.  Pages
-#: that nobody touches cost nothing.
+#: Bytes that wait at most, for each SIP worker and queue: some thousand messages of 200 bytes.
+#: Pages that nobody touches cost nothing.
 QUEUE = 1024 * 1024
 
 

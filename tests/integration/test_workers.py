@@ -300,6 +300,20 @@ def test_more_workers_than_are_started_stop_kamailio_with_one_line(bed: Bed) -> 
     assert len(said) == 1 and "num_workers is 4; it must be at most 0" in said[0], a.log()
 
 
+def test_a_timer_of_ones_own_says_how_many_there_are(bed: Bed) -> None:
+    """The way to have more than eight on 5.6."""
+    timer = "name=dmq_workers;interval=100000u;mode=10"
+    a = bed.python(A, defines={"num_workers": 10, "workers_timer": timer})
+    a.start()
+    assert len(workers(a)) == 10
+    with SipSocket() as sip:
+        for number in range(10):
+            data = request(A, body=b"sleep 0.5", via=sip.name, sender=f"127.0.1.{number}:5060")
+            sip.send(data, A)
+        wait_for(lambda: len(a.events("message")) == 10, 3)
+    assert {event["pid"] for event in a.events("message")} == workers(a)
+
+
 def test_a_stop_with_messages_in_the_queue_is_quick(bed: Bed) -> None:
     a = node_with(bed, 2)
     a.start()

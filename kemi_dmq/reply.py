@@ -6,13 +6,17 @@ import re
 
 from .wire import SUPPORTED
 
-_LONG = {"v": "via", "f": "from", "t": "to", "i": "call-id", "k": "supported"}
 _WANTED = ("Via", "From", "To", "Call-ID", "CSeq", "Supported", "User-Agent")
-#: What is kept of the headers, under their names as most write them and in lower case.
+#: What is kept of the headers, under the names that most write; "" for what is often there, too.
 _KEPT = {
     **{name: name.lower() for name in _WANTED},
     **{name.lower(): name.lower() for name in _WANTED},
-    **_LONG,
+    "v": "via",
+    "f": "from",
+    "t": "to",
+    "i": "call-id",
+    "k": "supported",
+    **dict.fromkeys(("Max-Forwards", "Content-Type", "Content-Length"), ""),
 }
 #: sent-by's host and port, and the parameters, of the first value in a Via header.
 _VIA = re.compile(
@@ -21,34 +25,35 @@ _VIA = re.compile(
     re.IGNORECASE,
 )
 _RPORT = re.compile(r";\s*rport(?=\s*(=|;|$))", re.IGNORECASE)
+_FOLD = re.compile(r"\n[ \t]+")
 _TAG = re.compile(r";\s*tag\s*=", re.IGNORECASE)
 
 
 class RequestHead:
     """What a reply needs of the headers of its request."""
 
-    __slots__ = ("_values", "_via")
+    __slots__ = ("_more_vias", "_values", "_via")
 
     def __init__(self, headers: str) -> None:
-        self._values: dict[str, list[str]] = {}
-        last: list[str] | None = None
-        for line in headers.replace("\r\n", "\n").split("\n"):
-            if line[:1] in (" ", "\t"):  # goes on with the line before
-                if last is not None:
-                    last[-1] += f"\r\n{line}"
-                continue
+        self._values: dict[str, str] = {}
+        self._more_vias: list[str] = []
+        headers = headers.replace("\r\n", "\n")
+        if "\n " in headers or "\n\t" in headers:
+            headers = _FOLD.sub(" ", headers)
+        for line in headers.split("\n"):
             name, _, value = line.partition(":")
-            key = _KEPT.get(name) or _KEPT.get(name.strip().lower())
-            last = None
-            if key is not None:
-                last = self._values.setdefault(key, [])
-                last.append(value.strip())
+            key = _KEPT.get(name)
+            if key is None:
+                key = _KEPT.get(name.strip().lower(), "")
+            if key and key not in self._values:
+                self._values[key] = value.strip()
+            elif key == "via":
+                self._more_vias.append(value.strip())
         self._via = _VIA.match(self.value("via"))
 
     def value(self, name: str) -> str:
         """A header's value, of several the first; "" if there is none."""
-        values = self._values.get(name)
-        return values[0] if values else ""
+        return self._values.get(name, "")
 
     def back_to(self, transport: str, source: tuple[str, int]) -> tuple[str, int]:
         """Where the reply goes: over UDP to the port in the topmost Via unless that says rport
@@ -73,7 +78,7 @@ class RequestHead:
     ) -> str:
         """The whole reply.  source: where the request came from (RFC 3581, 4)."""
         vias = f"Via: {self._topmost_via(source)}\r\n"
-        for value in self._values.get("via", ())[1:]:
+        for value in self._more_vias:
             vias += f"Via: {value}\r\n"
         to = self.value("to")
         if not _TAG.search(to, to.rfind(">") + 1):

@@ -122,7 +122,7 @@ class KamailioHost:
             value = self._pv("$msg(hdrs)")
         except UnicodeDecodeError:
             return None
-        return value if isinstance(value, str) else None
+        return value if isinstance(value, str) and "\0" not in value else None
 
     def way_back(self) -> tuple[str, str]:
         return self._text(self._transport()), self._text(self._came_to())

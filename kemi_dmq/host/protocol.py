@@ -27,7 +27,7 @@ class Host(Protocol):
     def source(self) -> tuple[str, int]: ...
     def header(self, name: str) -> str: ...
     def headers(self) -> str | None:
-        """All headers as they came; None where they are not UTF-8."""
+        """All headers as they came; None where they are not UTF-8 without NUL."""
 
     def way_back(self) -> tuple[str, str]:
         """The request's transport, and the socket that it came to, as ``udp:ip:port``."""

@@ -215,6 +215,20 @@ def test_replies_have_all_that_the_way_back_needs(bed: Bed) -> None:
     assert ";rport=5067" in replies[0][0] and replies[0][0].count("branch=") == 3
 
 
+@pytest.mark.parametrize("odd", [b"\0", b"\xff"])
+def test_headers_that_cannot_be_given_back_are_answered_with_400(bed: Bed, odd: bytes) -> None:
+    a = node_with(bed, 1)
+    a.start()
+    with SipSocket() as sip:
+        for header in ("Subject", "User-Agent"):
+            data = request(A, body=b"x", via=sip.name, headers={header: "ODD"})
+            reply = sip.ask(data.replace(b"ODD", b"a" + odd + b"b"), A)
+            assert reply is not None and (reply.code, reply.reason) == (400, "Bad Encoding")
+        reply = sip.ask(request(A, body=b"x", via=sip.name), A)
+        assert reply is not None and reply.code == 200
+    assert len(a.events("message")) == 1
+
+
 def test_a_via_without_rport_is_answered_at_its_port(bed: Bed) -> None:
     a, b = node_with(bed, 1), bed.python(B)
     for node in (a, b):

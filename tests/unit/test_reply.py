@@ -91,7 +91,7 @@ def test_compact_and_folded_headers_and_several_vias() -> None:
     )
     assert "Via: SIP/2.0/UDP 10.0.0.9;branch=1\r\nVia: SIP/2.0/TCP b;branch=2\r\n" in text
     assert 'To: "x;tag=y" <sip:a;tag=z@b>;tag=t\r\n' in text
-    assert "From: <sip:c@d>\r\n ;tag=1\r\n" in text and "Call-ID: 7\r\n" in text
+    assert "From: <sip:c@d> ;tag=1\r\n" in text and "Call-ID: 7\r\n" in text
     assert "To: <sip:a>;Tag=8\r\n" in reply("To: <sip:a>;Tag=8")
 
 

@@ -8,6 +8,7 @@ received them.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Hashable
 from typing import Any
 
@@ -22,14 +23,15 @@ class WorkerQueues:
     """Writers: all processes, each into rings of its own.  Readers: worker n its inbox n."""
 
     def __init__(self, processes: Processes, count: int) -> None:
+        self._processes = processes
         self.inboxes = [Inbox(processes, QUEUE) for _ in range(count)]
         #: For each worker 1 while it waits for work; only a hint, so several may write it.
         self.idle = memoryview(shared_map(4096)).cast("Q")
         # Of this process: where each node's last message went, and its ticket there.
         self._last: dict[Hashable, tuple[int, int]] = {}
-        self._next = 0
-        #: The workers, beginning with each of them.
-        self._turns = [[(first + n) % count for n in range(count)] for first in range(count)]
+        #: The workers in the order in which this process asks them, beginning with each of them.
+        self._turns: list[tuple[int, ...]] = []
+        self._turn = 0
 
     def put(self, sender: Hashable, job: tuple[Any, ...]) -> bool:
         """Queue a job after those of the same sender; False if there is no room."""
@@ -49,14 +51,18 @@ class WorkerQueues:
 
     def _choose(self) -> int:
         """A worker that waits for work, taken in turn; else the one with the shortest queue."""
-        idle = self.idle
-        for number in self._turns[self._next]:
+        idle, count = self.idle, len(self.inboxes)
+        if not self._turns:
+            # Each SIP worker goes round in an order of its own, so that two of them seldom choose
+            # the same worker at the same moment.
+            order = random.Random(self._processes.mine()).sample(range(count), count)
+            self._turns = [(*order[first:], *order[:first]) for first in range(count)]
+        for step, number in enumerate(self._turns[self._turn], 1):
             if idle[number]:
-                break
-        else:
-            number = min(self._turns[self._next], key=lambda n: self.inboxes[n].backlog())
-        self._next = (number + 1) % len(self._turns)
-        return number
+                self._turn = (self._turn + step) % count
+                return number
+        self._turn = (self._turn + 1) % count
+        return min(self._turns[self._turn], key=lambda number: self.inboxes[number].backlog())
 
     def _forget(self) -> None:
         """Forget the senders whose messages are worked off: what waits is bounded, so are they."""

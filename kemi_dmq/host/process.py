@@ -176,10 +176,12 @@ def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[]
             select.select([], [], [])
         return
 
-    def idle() -> None:
-        workers.idle[number] = 1
+    inbox = workers.inboxes[number]
 
-    _serve(workers.inboxes[number], symbols, stale, bus.run_job, idle)
+    def waits(value: bool) -> None:
+        workers.idle[number] = value and inbox.backlog() == 0
+
+    _serve(inbox, symbols, stale, bus.run_job, waits)
 
 
 def _serve(
@@ -187,17 +189,18 @@ def _serve(
     symbols: ReloadSymbols,
     stale: Callable[[], bool],
     run: Callable[[tuple[Any, ...]], None],
-    idle: Callable[[], None] = lambda: None,
+    waits: Callable[[bool], None] = lambda value: None,
 ) -> None:
     """run() each event of an inbox until the script was loaded anew (stale()): then Kamailio
-    loads it here too, before it calls again.  idle() is told before each wait."""
+    loads it here too, before it calls again.  waits() is told before and after each wait."""
     inbox.wake()  # for what may have been left there
     stays = symbols.release()
     leaves_at = None if stays else time.monotonic() + SHORT_STAY
     while not stale():
         timeout = None if leaves_at is None else max(0.0, leaves_at - time.monotonic())
-        idle()
+        waits(True)
         select.select([inbox.fd], [], [], timeout)
+        waits(False)
         inbox.clear_wake()
         for event in inbox.take():
             run(event)

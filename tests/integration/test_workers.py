@@ -317,9 +317,9 @@ def test_more_workers_than_are_started_stop_kamailio_with_one_line(bed: Bed) -> 
 def test_a_timer_of_ones_own_says_how_many_there_are(bed: Bed) -> None:
     """The way to have more than eight on 5.6."""
     timer = "name=dmq_workers;interval=100000u;mode=10"
-    a = bed.python(A, defines={"num_workers": 10, "workers_timer": timer})
+    a = bed.python(A, defines={"num_workers": 10, "workers_timer": timer}, children=1)
     a.start()
-    assert len(workers(a)) == 10
+    wait_for(lambda: len(workers(a)) == 10)
     with SipSocket() as sip:
         for number in range(10):
             data = request(A, body=b"sleep 0.5", via=sip.name, sender=f"127.0.1.{number}:5060")

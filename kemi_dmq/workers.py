@@ -29,9 +29,9 @@ class WorkerQueues:
         self.idle = memoryview(shared_map(4096)).cast("Q")
         # Of this process: where each node's last message went, and its ticket there.
         self._last: dict[Hashable, tuple[int, int]] = {}
-        #: The workers in the order in which this process asks them, beginning with each of them.
-        self._turns: list[tuple[int, ...]] = []
-        self._turn = 0
+        #: The workers in the order in which this process asks them.  Always the same: a worker
+        #: that has just worked is quicker than one that has slept.
+        self._order: list[int] = []
 
     def put(self, sender: Hashable, job: tuple[Any, ...]) -> bool:
         """Queue a job after those of the same sender; False if there is no room."""
@@ -50,19 +50,17 @@ class WorkerQueues:
         return True
 
     def _choose(self) -> int:
-        """A worker that waits for work, taken in turn; else the one with the shortest queue."""
-        idle, count = self.idle, len(self.inboxes)
-        if not self._turns:
-            # Each SIP worker goes round in an order of its own, so that two of them seldom choose
-            # the same worker at the same moment.
-            order = random.Random(self._processes.mine()).sample(range(count), count)
-            self._turns = [(*order[first:], *order[:first]) for first in range(count)]
-        for step, number in enumerate(self._turns[self._turn], 1):
-            if idle[number]:
-                self._turn = (self._turn + step) % count
+        """A worker that waits for work, the same one if it does; else that with the shortest
+        queue."""
+        if not self._order:
+            # Each SIP worker has an order of its own, so that two of them seldom choose the same
+            # worker at the same moment.
+            count = len(self.inboxes)
+            self._order = random.Random(self._processes.mine()).sample(range(count), count)
+        for number in self._order:
+            if self.idle[number]:
                 return number
-        self._turn = (self._turn + 1) % count
-        return min(self._turns[self._turn], key=lambda number: self.inboxes[number].backlog())
+        return min(self._order, key=lambda number: self.inboxes[number].backlog())
 
     def _forget(self) -> None:
         """Forget the senders whose messages are worked off: what waits is bounded, so are they."""

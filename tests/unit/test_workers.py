@@ -45,16 +45,16 @@ def test_work_goes_to_those_who_wait_for_it_and_then_to_the_shortest_queue(three
     assert three.idle[0] == three.idle[2] == 0
 
 
-def test_those_who_wait_get_work_in_turn(three: Queues) -> None:
+def test_one_worker_gets_all_work_as_long_as_it_is_done_with_it(three: Queues) -> None:
     three.idle[0] = three.idle[1] = three.idle[2] = 1
-    seen = []
+    seen = set()
     for number in range(6):
         three.put(number, (number,))
         (busy,) = (n for n in range(3) if three.inboxes[n].backlog())
         assert three.taken(busy) == [number]
         three.idle[busy] = 1
-        seen.append(busy)
-    assert sorted(seen[:3]) == [0, 1, 2] and seen[:3] == seen[3:]
+        seen.add(busy)
+    assert len(seen) == 1
 
 
 def test_a_senders_messages_follow_each_other_until_they_are_worked_off(three: Queues) -> None:

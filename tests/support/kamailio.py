@@ -28,15 +28,18 @@ def module_path() -> str:
     raise RuntimeError("no Kamailio modules under /usr/lib; apt-get install kamailio")
 
 
-def wait_for(what: Callable[[], T], seconds: float = 5.0, why: str = "") -> T:
-    """Wait until what() is true and give its value."""
+def wait_for(
+    what: Callable[[], T], seconds: float = 5.0, why: str | Callable[[], object] = ""
+) -> T:
+    """Wait until what() is true and give its value; why() is asked only when it is too late."""
     end = time.monotonic() + seconds
     while True:
         value = what()
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s: {why or what} (last: {value!r})")
+            reason = why() if callable(why) else why or what
+            raise AssertionError(f"not within {seconds} s: {reason} (last: {value!r})")
         time.sleep(0.01)
 
 
@@ -79,7 +82,7 @@ class Kamailio:
             self.wait_up()
 
     def wait_up(self) -> None:
-        wait_for(self.answers, 10, f"{self.address} answers; log:\n{self.log()[-3000:]}")
+        wait_for(self.answers, 10, lambda: f"{self.address} answers; log:\n{self.log()[-3000:]}")
 
     def answers(self) -> bool:
         assert self.process is not None

@@ -21,9 +21,9 @@ dmq.install()
 
 
 def note(kind, **what):
-    line = json.dumps({"kind": kind, "pid": os.getpid(), "version": VERSION, **what}) + "\n"
+    line = {"kind": kind, "time": time.time(), "pid": os.getpid(), "version": VERSION, **what}
     fd = os.open(EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, line.encode())
+    os.write(fd, json.dumps(line).encode() + b"\n")
     os.close(fd)
 
 

@@ -73,10 +73,7 @@ class Runtime:
             error = SettingError(
                 "event_callback", callback, "a method of the handler given to attach()"
             )
-            if self.handler is None:
-                self.host.log("crit", str(error))
-                raise SystemExit(1)
-            self._tell_once(f"{error}; the script is not taken, the one before it goes on")
+            self.refuse(str(error))
             registry.discard()
             return self.handler
         self._wire(handler)
@@ -141,8 +138,7 @@ class Runtime:
         try:
             settings = settings_module.check(given)
         except SettingError as error:
-            self.refused = True
-            self._tell_once(f"{error}; the script is not taken, the one before it goes on")
+            self.refuse(str(error))
             return
         if settings != self.settings:
             names = [
@@ -153,6 +149,14 @@ class Runtime:
             self._tell_once(
                 f"kemi_dmq: changed settings ({', '.join(names)}) count from the next start on"
             )
+
+    def refuse(self, text: str) -> None:
+        """The script being loaded is wrong: it is not taken; at start Kamailio stops."""
+        if self.handler is None:
+            self.host.log("crit", text)
+            raise SystemExit(1)
+        self.refused = True
+        self._tell_once(f"{text}; the script is not taken, the one before it goes on")
 
     def _tell_once(self, text: str) -> None:
         """One line for each reload, not one for each process."""
@@ -190,8 +194,12 @@ class Runtime:
 
         def run_event(name: str, node: Node) -> None:
             callback = self.settings.event_callback
-            if callback:
+            event_route = getattr(self.handler, "dmq_event", None)
+            if callback or event_route:
                 self.host.set_ruri(node.uri)
+            if event_route:  # a kamailio.cfg that routes by itself
+                event_route(msg, name)
+            if callback:
                 getattr(self.handler, callback)(msg, name)
 
         run_callbacks(self.bus, self.host, self.symbols, stale, run_event)

@@ -272,6 +272,12 @@ class KamailioHost:
             request = {"jsonrpc": "2.0", "method": "evrexec.run", "params": [name], "id": 1}
             KSR.jsonrpcs.exec(json.dumps(request))
 
+    def table_set(self, table: str, key: str, value: str) -> bool:
+        return KSR.htable.sht_sets(table, key, value) >= 0
+
+    def table_remove(self, table: str, key: str) -> bool:
+        return KSR.htable.sht_rm(table, key) >= 0
+
     def set_ruri(self, uri: str) -> None:
         KSR.seturi(uri)
 

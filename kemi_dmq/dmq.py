@@ -200,7 +200,7 @@ class Runtime:
 
         def run_event(name: str, node: Node) -> None:
             callback = self.settings.event_callback
-            event_route = getattr(self.handler, "dmq_event", None)
+            event_route = getattr(self.handler, "ksr_dmq_event_route", None)
             if callback or event_route:
                 self.host.set_ruri(node.uri)
             if event_route:  # a kamailio.cfg that routes by itself

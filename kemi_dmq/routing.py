@@ -137,7 +137,7 @@ class Handler:
         """The outcome of a request of uac's: 1 if it was one of our messages, else -1."""
         return 1 if self._runtime.bus.on_outcome() else -1
 
-    def dmq_event(self, msg: Any, name: str) -> int:
+    def ksr_dmq_event_route(self, msg: Any, name: str) -> int:
         """Run event_route[dmq:peer-up] and its like.  Callbacks process."""
         self._runtime.host.run_event_route(name)
         return 1

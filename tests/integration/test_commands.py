@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from pathlib import Path
 
 from tests.support.kamailio import BOTH_ROUTINGS, ROOT, Bed, PythonNode, wait_for, whole
 
@@ -119,6 +122,32 @@ def test_a_status_is_changed_until_the_node_answers_the_next_ping(bed: Bed) -> N
     wait_for(lambda: statuses(a)[c.uri] == "active")
     assert a.command("bcast", body="for c") == 0
     wait_for(lambda: c.got() == ["for c"])
+
+
+def test_kamctl_rpc_does_the_same(bed: Bed, tmp_path: Path) -> None:
+    fifo = f"""
+loadmodule "jsonrpcs.so"
+modparam("jsonrpcs", "fifo_name", "{tmp_path}/rpc.fifo")
+modparam("jsonrpcs", "dgram_socket", "")
+"""
+    a, c = bed.python(A, before=fifo, after=RPC), bed.c(C, ping_interval=60)
+    a.start()
+    c.start()
+
+    def kamctl(*arguments: str) -> str:
+        env = {**os.environ, "RPCFIFOPATH": f"{tmp_path}/rpc.fifo", "HOME": str(tmp_path)}
+        command = ["kamctl", "rpc", *arguments]
+        return subprocess.run(
+            command, env=env, stdout=subprocess.PIPE, text=True, timeout=20
+        ).stdout
+
+    kamctl("evrexec.run", "dmq:add", c.uri)
+    wait_for(whole(a, c), 3)
+    kamctl("evrexec.run", "dmq:change_status", f"{c.uri} disabled")
+    wait_for(lambda: a.nodes()[c.uri] == "disabled")
+    wait_for(
+        lambda: f"status=disabled;proto=udp;resolved_ip={C}" in kamctl("htable.dump", "dmq_nodes")
+    )
 
 
 def test_what_is_refused_is_one_log_line_and_changes_nothing(bed: Bed) -> None:

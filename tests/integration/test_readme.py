@@ -63,6 +63,14 @@ def test_the_example_of_the_readme_works(bed: Bed) -> None:
     example(bed, cfg, script, A)
 
 
+def test_the_example_that_routes_in_kamailio_cfg_works(bed: Bed) -> None:
+    text = (ROOT / "README.md").read_text()
+    cfg = re.findall(r"```cfg\n(.*?)```", text, re.DOTALL)[1]
+    script = re.findall(r"```python\n(# dmq_peers.py.*?)```", text, re.DOTALL)[0]
+    node = example(bed, cfg, script, A)
+    wait_for(lambda: f"sip:{B}:5060 is on the bus" in node.log())
+
+
 def test_the_complete_node_works(bed: Bed) -> None:
     folder = Path(ROOT, "kamailio-cfg")
     cfg = (folder / "kamailio.cfg").read_text().replace("127.0.0.3", B)

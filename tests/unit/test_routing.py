@@ -117,12 +117,12 @@ def test_an_event_runs_its_event_route(bed: Bed, monkeypatch: pytest.MonkeyPatch
     import kemi_dmq.host.kamailio as host
 
     handler = started(bed)
-    handler.dmq_event(None, "dmq:peer-up")
+    handler.ksr_dmq_event_route(None, "dmq:peer-up")
     assert bed.kamailio.rpc == [] or host._core_has_event_route("dmq:peer-up")
     bed.kamailio.rpc.clear()
     monkeypatch.setattr(host, "_core_has_event_route", lambda name: name == "dmq:peer-up")
-    handler.dmq_event(None, "dmq:peer-up")
-    handler.dmq_event(None, "dmq:peer-down")
+    handler.ksr_dmq_event_route(None, "dmq:peer-up")
+    handler.ksr_dmq_event_route(None, "dmq:peer-down")
     (text,) = bed.kamailio.rpc
     assert json.loads(text)["method"] == "evrexec.run"
     assert json.loads(text)["params"] == ["dmq:peer-up"]

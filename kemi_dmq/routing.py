@@ -6,7 +6,6 @@ in Python as ever, in the file that ``#!define DMQ_PEERS_FILE`` names.
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Callable
@@ -45,21 +44,6 @@ def load(script: dict[str, Any]) -> Callable[[], Any]:
     return mod_init
 
 
-def _entry(method: Callable[..., int]) -> Callable[..., int]:
-    """A python_exec() whose argument is not UTF-8 leaves an error pending in its process, which
-    whatever is called there next would raise: clear it."""
-
-    @functools.wraps(method)
-    def call(self: Handler, *args: Any) -> int:
-        try:
-            self._any_call()
-        except SystemError:
-            pass
-        return method(self, *args)
-
-    return call
-
-
 class Handler:
     """What python_exec() calls; the function of that name at the top level of the peers file if
     there is no such method here.
@@ -71,6 +55,7 @@ class Handler:
     def __init__(self, dmq: DMQ, script: dict[str, Any] | None = None) -> None:
         self._runtime = dmq._runtime
         self._script = script if script is not None else {}
+        self._handle = self._runtime.bus.handle
         self._any_call = self._runtime.host.any_call
 
     def __getattr__(self, name: str) -> Any:
@@ -79,41 +64,49 @@ class Handler:
             raise AttributeError(name)
         return value
 
+    def _clear(self) -> None:
+        """A python_exec() whose argument is not UTF-8 leaves an error pending in its process, which
+        whatever is called there next would raise."""
+        try:
+            self._any_call()
+        except SystemError:
+            pass
+
     # Requests ------------------------------------------------------------------------------
 
-    @_entry
     def dmq_handle_message(self, msg: Any) -> int:
         """Work off a KDMQ request and reply to it: 0, or -1 as DMQ.handle_message() says."""
-        return self._runtime.bus.handle(0)
+        self._clear()
+        return self._handle(0)
 
     dmq_process_message = dmq_handle_message
 
-    @_entry
     def dmq_is_from_node(self, msg: Any) -> int:
         """Whether the request's source address is that of a node: 1 or -1."""
+        self._clear()
         return self._runtime.drop_in.is_from_node()
 
-    @_entry
     def dmq_t_replicate(self, msg: Any, skip_loop_test: str = "0") -> int:
         """Send the request to all active nodes, unless it came from one (or skip_loop_test is
         1): 1, or -1."""
+        self._clear()
         done = self._runtime.drop_in.t_replicate_mode(int(skip_loop_test == "1"))
         return 1 if done == 0 else -1
 
     # Messages ------------------------------------------------------------------------------
 
-    @_entry
     def dmq_bcast_message(self, msg: Any, what: str) -> int:
         """Send $var(dmq_body) to all active nodes: 1, or -1 with an error logged.
 
         what: ``PEER``, or ``PEER CONTENT-TYPE``.  The variable is empty afterwards.
         """
+        self._clear()
         peer, content_type = _words(what, 2)
         return self._runtime.drop_in.bcast_message(peer, self._body(), content_type)
 
-    @_entry
     def dmq_send_message(self, msg: Any, what: str) -> int:
         """The same to one node: ``PEER NODE-URI``, or ``PEER NODE-URI CONTENT-TYPE``."""
+        self._clear()
         peer, node, content_type = _words(what, 3)
         return self._runtime.drop_in.send_message(peer, node, self._body(), content_type)
 
@@ -127,14 +120,14 @@ class Handler:
         users = self._script.get("child_init")
         return users(rank) if callable(users) else 0
 
-    @_entry
     def dmq_reply(self, msg: Any) -> int:
         """Of a SIP reply: 1 if it was the engine's, and Kamailio has nothing more to do with it."""
+        self._clear()
         return 1 if self._runtime.bus.on_reply() else -1
 
-    @_entry
     def dmq_uac_reply(self, msg: Any) -> int:
         """The outcome of a request of uac's: 1 if it was one of our messages, else -1."""
+        self._clear()
         return 1 if self._runtime.bus.on_outcome() else -1
 
     def ksr_dmq_event_route(self, msg: Any, name: str) -> int:

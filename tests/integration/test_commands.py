@@ -68,7 +68,7 @@ def test_a_node_that_is_added_joins_and_one_that_is_removed_is_gone_until_it_spe
     c.start()
     run(a, "add", c.uri)
     wait_for(whole(a, c), 3)
-    assert events(a, c.uri) == ["dmq:peer-up"]
+    wait_for(lambda: events(a, c.uri) == ["dmq:peer-up"])
     assert c.bcast(b"hello") == 200
     wait_for(lambda: a.events("message", node=c.uri))
 
@@ -156,6 +156,7 @@ def test_what_is_refused_is_one_log_line_and_changes_nothing(bed: Bed) -> None:
     a.start()
     b.start()
     wait_for(whole(a, b), 3)
+    wait_for(lambda: events(a, b.uri) == ["dmq:peer-up"])
     before = a.nodes()
     cases = [
         ("add", "", "it needs the SIP URI of a node"),

@@ -130,7 +130,34 @@ def test_node_events_run_the_event_routes_of_kamailio_cfg(bed: Bed) -> None:
     wait_for(lambda: len(told()) == 4)
     assert told()[3] == f"peer-up {b.uri}"
     # The function that DMQ_EVENT_CALLBACK names hears of them, too.
-    assert len(a.events("event")) == 4
+    wait_for(lambda: len(a.events("event")) == 4)
+
+
+def test_an_event_route_may_broadcast_also_when_the_script_was_loaded_anew(bed: Bed) -> None:
+    """Python within Python, in the callbacks process."""
+    routes = """
+event_route[dmq:peer-up] {
+    $var(dmq_body) = "welcome " + $ru;
+    if (python_exec("dmq_bcast_message", "acme")) { xlog("L_NOTICE", "WELCOMED $ru\\n"); }
+    python_exec("route");
+}
+"""
+    a, b, c = native(bed, A, after=routes), native(bed, B, NOTIFY), bed.c(C, NOTIFY)
+    a.start()
+    c.start()
+    wait_for(lambda: c.got() == [f"welcome {c.uri}"])
+    b.start()
+    wait_for(lambda: f"welcome {b.uri}" in c.got())
+    for version in (2, 3):
+        a.script.write_text(SCRIPT.read_text().replace("VERSION = 1 ", f"VERSION = {version} "))
+        a.kamcmd("app_python.reload")
+        b.stop()
+        wait_for(lambda: b.uri not in a.active())
+        b.start()
+        up = {"name": "dmq:peer-up", "version": version}
+        wait_for(lambda up=up: a.events("event", **up))  # type: ignore[misc]
+        wait_for(lambda n=version: c.got().count(f"welcome {b.uri}") == n)  # type: ignore[misc]
+    assert a.counters()["user_errors"] == 0
 
 
 def test_without_event_routes_nothing_is_said_about_them(bed: Bed) -> None:

@@ -74,6 +74,7 @@ class Commands:
 
     def _post(self, command: str, uri: SipUri, status: str = "") -> None:
         if not self._bus.shared.engine_inbox.put(command_event(command, str(uri), status)):
+            self._bus.shared.counters.add("inbox_full")
             raise Refused("the inbox of the engine is full")
 
     def _method(self, command: Callable[[str], None]) -> Callable[..., int]:

@@ -158,10 +158,10 @@ class Runtime:
 
     def refuse(self, text: str) -> None:
         """The script being loaded is wrong: it is not taken; at start Kamailio stops."""
+        self.refused = True
         if self.handler is None:
             self.host.log("crit", text)
             raise SystemExit(1)
-        self.refused = True
         self._tell_once(f"{text}; the script is not taken, the one before it goes on")
 
     def _tell_once(self, text: str) -> None:

@@ -36,6 +36,8 @@ def load(script: dict[str, Any]) -> Callable[[], Any]:
             with open(path, "rb") as file:
                 exec(compile(file.read(), path, "exec"), script)
         except BaseException as error:  # also sys.exit()
+            if runtime.refused and runtime.handler is None:
+                raise  # a wrong setting, at start: it has been told
             runtime.refuse(f"kemi_dmq: DMQ_PEERS_FILE {path} failed: {describe(error)}")
 
     def mod_init() -> Any:

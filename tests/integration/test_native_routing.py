@@ -217,6 +217,15 @@ def test_a_python_exec_with_bytes_that_are_no_text_harms_no_later_message(bed: B
     assert len(a.events("message")) == 1
 
 
+def test_a_wrong_setting_in_the_peers_file_is_one_line(bed: Bed) -> None:
+    script = SCRIPT.read_text().replace("from_defs()", "from_defs(ping_interval=1)")
+    a = native(bed, A, script=script)
+    a.start(wait=False)
+    assert a.process is not None and a.process.wait(10) != 0
+    lines = [line for line in a.log().splitlines() if "kemi_dmq" in line and "CRITICAL" in line]
+    assert len(lines) == 1 and "setting ping_interval is 1" in lines[0], a.log()[-2000:]
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [

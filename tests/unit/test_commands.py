@@ -95,6 +95,7 @@ def test_a_full_inbox_is_told(bed: Bed, handler: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bed.runtime.shared.engine_inbox, "put", lambda event: 0)
     assert getattr(handler, "dmq:add")(None, "sip:10.0.0.3") == -1
     assert "the inbox of the engine is full" in bed.errors()[0]
+    assert bed.runtime.shared.counters.totals()["inbox_full"] == 1
 
 
 class Nowhere:

@@ -49,6 +49,7 @@ def test_the_list_is_in_an_htable(bed: Bed) -> None:
         b.uri: {**columns, "resolved_ip": B, "local": "0", "kemi_dmq": "1"},
         c.uri: {**columns, "resolved_ip": C, "local": "0", "kemi_dmq": "0"},
     }
+    b.wait_settled()
     b.stop()
     wait_for(lambda: b.uri not in a.active())
     wait_for(lambda: statuses(a) == a.nodes())

@@ -123,6 +123,7 @@ def test_node_events_run_the_event_routes_of_kamailio_cfg(bed: Bed) -> None:
         return [line.rpartition("EVENT ")[2] for line in a.log().splitlines() if "EVENT" in line]
 
     wait_for(lambda: sorted(told()) == [f"peer-up {b.uri}", f"peer-up {c.uri}"])
+    b.wait_settled()
     b.stop()
     wait_for(lambda: len(told()) == 3)
     assert told()[2].split()[0] in ("peer-down", "peer-disabled") and b.uri in told()[2]
@@ -151,6 +152,8 @@ event_route[dmq:peer-up] {
     for version in (2, 3):
         a.script.write_text(SCRIPT.read_text().replace("VERSION = 1 ", f"VERSION = {version} "))
         a.kamcmd("app_python.reload")
+        wait_for(whole(a, b, c), 3)
+        b.wait_settled()
         b.stop()
         wait_for(lambda: b.uri not in a.active())
         b.start()

@@ -115,6 +115,15 @@ class Engine:
         elif kind == "resolved":
             _, host, addresses = event
             actions = self.membership.on_resolved(host, addresses, now)
+        elif kind == "command":
+            _, command, text, status = event
+            uri = wire.parse_uri(text)
+            if command == "add":
+                actions = self.membership.add(uri, now)
+            elif command == "remove":
+                actions = self.membership.remove(uri, now)
+            else:
+                actions = self.membership.change_status(uri, Status(status), now)
         else:
             raise ValueError(f"unknown event {kind!r}")
         self._carry_out(actions, now)
@@ -181,3 +190,8 @@ def answer_event(
 
 def resolved_event(host: str, addresses: list[str]) -> tuple[Any, ...]:
     return ("resolved", host, addresses)
+
+
+def command_event(command: str, uri: str, status: str = "") -> tuple[Any, ...]:
+    """add, remove or change_status."""
+    return ("command", command, uri, status)

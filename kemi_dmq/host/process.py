@@ -18,6 +18,7 @@ from typing import Any
 from ..bus import Bus, describe
 from ..engine import Engine, resolved_event, unpack_node, unpack_nodes
 from ..message import Reply
+from ..table import NodeTable
 from ..wire import SipUri
 from .kamailio import KamailioHost, addresses_of
 from .reload import ReloadSymbols
@@ -139,6 +140,7 @@ class EngineProcess:
 
     def publish(self, value: tuple[Any, ...]) -> None:
         self._bus.shared.snapshot.publish(value)
+        self._bus.shared.callbacks_inbox.wake()  # it shows the list in a table
         self._stale_goodbye = True
 
     def callback(self, event: tuple[Any, ...]) -> None:
@@ -151,15 +153,22 @@ class EngineProcess:
 
 
 def run_callbacks(
-    bus: Bus, host: KamailioHost, symbols: ReloadSymbols, stale: Any, run_event: Any
+    bus: Bus,
+    host: KamailioHost,
+    symbols: ReloadSymbols,
+    stale: Any,
+    run_event: Any,
+    table: NodeTable | None,
 ) -> None:
     """Run the script's callbacks, one after the other, until the script was loaded anew
-    (stale()): then Kamailio loads it here too, before it calls again."""
+    (stale()): then Kamailio loads it here too, before it calls again.  Shows the list in table."""
     inbox = bus.shared.callbacks_inbox
     inbox.wake()  # for what may have been left there
     stays = symbols.release()
     leaves_at = None if stays else time.monotonic() + SHORT_STAY
     while not stale():
+        if table is not None and not table.show(bus.node_list().nodes):
+            host.log("err", f"kemi_dmq: the htable {table.name} does not take the node list")
         timeout = None if leaves_at is None else max(0.0, leaves_at - time.monotonic())
         select.select([inbox.fd], [], [], timeout)
         inbox.clear_wake()

@@ -26,6 +26,6 @@ def bed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bed]:
     """A bed of nodes that ends with the test; fails it for trouble in a log."""
     if shutil.which("kamailio") is None:
         pytest.fail("kamailio is not installed; make test installs it")
-    bed = Bed(tmp_path)
+    bed = Bed(tmp_path, native=getattr(request, "param", "kemi") == "native")
     yield bed
     look_at(request.node, bed.close())

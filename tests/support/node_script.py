@@ -165,5 +165,10 @@ class Kamailio:
         note("event", name=name, node=KSR.pv.get("$ru"))
 
 
+# What a kamailio.cfg that routes by itself calls by name (DMQ_PEERS_FILE is then this file).
+route = Kamailio().ksr_request_route
+on_event = Kamailio().on_event
+
+
 def mod_init():
     return dmq.attach(Kamailio())

@@ -126,6 +126,11 @@ class EngineProcess:
         held: this takes no lock of ours, of tm or of uac, and ends in any case."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(1)
+        if self._stale_goodbye:  # the list has changed just now
+            try:
+                self._goodbye = self._engine.leave_texts()
+            except Exception:
+                pass  # in the middle of a change: then the nodes from before it
         for to, text in self._goodbye:
             self._host.send_text(to, text)
         for to, text in self._goodbye:

@@ -1,7 +1,7 @@
 # make test    all checks: lint, types, unit, simulation and integration tests
 # make demo    three Kamailios on this machine; Ctrl-C ends it (DEMO_SECONDS=20: ends by itself)
 # make bench   measurements
-# make up      three Python nodes and a C node in containers; make down ends them
+# make up      three Python nodes (NODES=6: so many) and a C node in containers; make down ends them
 # Each one first installs what it needs (tools/setup.sh).
 
 PYTHON = .venv/bin/python
@@ -9,22 +9,33 @@ PYTHON = .venv/bin/python
 TIMEOUT = 120
 DOCKER_TIMEOUT = 300
 MEASURED = .measured
+SUITES = bookworm trixie forky
 SUITE ?= bookworm
-COMPOSE = SUITE=$(SUITE) docker-compose -p kemi_dmq -f docker/compose.yaml
+NODES ?= 3
+PROJECT ?= kemi_dmq
+# The plugin, or the program of its own that was before it.
+COMPOSE = SUITE=$(SUITE) $$(docker compose version >/dev/null 2>&1 && echo docker compose || \
+	echo docker-compose) -p $(PROJECT) -f docker/compose.yaml
 
 .PHONY: test demo bench lint setup clean up down
 
 test: lint
 	@$(PYTHON) -m pytest tests/unit tests/simulation --timeout $(TIMEOUT)
 	@$(PYTHON) -m pytest tests/integration -n 2 --timeout $(TIMEOUT)
+	@if docker info >/dev/null 2>&1; then \
+		for suite in $(SUITES); do docker/build.sh $$suite || exit 1; done; fi
 	@rm -f $(MEASURED)
 	@KEMI_DMQ_MEASURED=$(MEASURED) $(PYTHON) -m pytest tests/docker -n 3 --timeout $(DOCKER_TIMEOUT) -o timeout_func_only=true
 	@if [ -s $(MEASURED) ]; then $(PYTHON) -m tests.docker.table $(MEASURED) docs/versions.md; fi
 
 up: setup
+	@docker info >/dev/null 2>&1 || { echo "make up needs a Docker Engine: docker info fails"; exit 1; }
 	@docker/build.sh $(SUITE)
-	@$(COMPOSE) up -d
-	@echo "kamcmd in the C node: $(COMPOSE) exec c kamcmd -s unix:/run/node/ctl dmq.list_nodes"
+	@$(COMPOSE) up -d --scale node=$(NODES)
+	@echo "the bus as the C node sees it:"
+	@echo "  docker exec $$($(COMPOSE) ps -q c | cut -c 1-12) kamcmd -s unix:/run/node/ctl dmq.list_nodes"
+	@echo "as a Python node sees it:"
+	@echo "  docker exec $$($(COMPOSE) ps -q node | head -n 1 | cut -c 1-12) python3 /opt/node/health.py --show"
 
 down:
 	@$(COMPOSE) down

@@ -12,6 +12,10 @@ elif ! docker image inspect "$base" >/dev/null 2>&1 &&
     docker/make-base.sh "$suite"
     base=kemi-dmq-base:$suite
 fi
+old=$(docker image inspect -f '{{.Id}}' "kemi-dmq:$suite" 2>/dev/null || true)
 docker build -q --network host -f docker/Dockerfile --build-arg "BASE=$base" \
     -t "kemi-dmq:$suite" . >/dev/null
+if [ -n "$old" ] && [ "$old" != "$(docker image inspect -f '{{.Id}}' "kemi-dmq:$suite")" ]; then
+    docker rmi "$old" >/dev/null 2>&1 || true # a container may still use it
+fi
 echo "built kemi-dmq:$suite"

@@ -17,9 +17,12 @@ as_root=()
 mirror=${DEBIAN_MIRROR:-}
 if [ -z "$mirror" ]; then
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
-        grep -v security | grep '/debian/\?$' | head -n 1)
+        grep -v security | grep '/debian/\?$' | head -n 1 || true)
 fi
-: "${mirror:?set DEBIAN_MIRROR}"
+if [ -z "$mirror" ]; then
+    echo "make-base.sh: this machine's apt names no mirror of Debian; set DEBIAN_MIRROR=http://…/debian" >&2
+    exit 1
+fi
 
 scripts=/usr/share/debootstrap/scripts
 if [ ! -e "$scripts/$suite" ]; then

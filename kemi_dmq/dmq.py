@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from . import settings as settings_module
 from .api import DmqApi
 from .bus import Bus, describe
+from .commands import Commands
 from .dropin import DropIn
 from .node import Node
 from .peer import Registry
 from .settings import SettingError, Settings
 from .shared import Shared
+from .table import NodeTable
 
 if TYPE_CHECKING:
     from .host.kamailio import KamailioHost
@@ -41,7 +43,7 @@ class Runtime:
     """This process's side of the bus.  Made once, in the process that loads the script first."""
 
     def __init__(self, settings: Settings) -> None:
-        from .host.kamailio import KamailioHost
+        from .host.kamailio import KamailioHost, addresses_of
         from .host.reload import ReloadSymbols
 
         self.settings = settings
@@ -52,6 +54,9 @@ class Runtime:
         self.bus = Bus(settings, self.shared, self.host, registry)
         _api._bind(self.bus)
         self.drop_in = DropIn(self.bus)
+        self._commands = Commands(self.bus, addresses_of)
+        table = settings_module.unquoted(self.host.define("DMQ_NODES_TABLE"))
+        self._table = NodeTable(self.host, table) if table else None
         self.handler: Any = None  # the script's, as it was taken last
         self.script_version = 0  # of this process's script
         self._engine_process: Any = None  # in the engine's process
@@ -73,10 +78,7 @@ class Runtime:
             error = SettingError(
                 "event_callback", callback, "a method of the handler given to attach()"
             )
-            if self.handler is None:
-                self.host.log("crit", str(error))
-                raise SystemExit(1)
-            self._tell_once(f"{error}; the script is not taken, the one before it goes on")
+            self.refuse(str(error))
             registry.discard()
             return self.handler
         self._wire(handler)
@@ -97,6 +99,7 @@ class Runtime:
             "ksr_dmq_engine": self._engine_entry,
             "ksr_dmq_callbacks": self._callbacks_entry,
             "ksr_dmq_worker": self._worker_entry,
+            **self._commands.methods(),
             "ksr_uac_event": _chain(self.bus.on_outcome, getattr(handler, "ksr_uac_event", None)),
             "ksr_reply_route": _chain(self.bus.on_reply, getattr(handler, "ksr_reply_route", None)),
             "child_init": self._child_init(handler, getattr(handler, "child_init", None)),
@@ -144,8 +147,7 @@ class Runtime:
         try:
             settings = settings_module.check(given)
         except SettingError as error:
-            self.refused = True
-            self._tell_once(f"{error}; the script is not taken, the one before it goes on")
+            self.refuse(str(error))
             return
         if settings != self.settings:
             names = [
@@ -156,6 +158,14 @@ class Runtime:
             self._tell_once(
                 f"kemi_dmq: changed settings ({', '.join(names)}) count from the next start on"
             )
+
+    def refuse(self, text: str) -> None:
+        """The script being loaded is wrong: it is not taken; at start Kamailio stops."""
+        self.refused = True
+        if self.handler is None:
+            self.host.log("crit", text)
+            raise SystemExit(1)
+        self._tell_once(f"{text}; the script is not taken, the one before it goes on")
 
     def _tell_once(self, text: str) -> None:
         """One line for each reload, not one for each process."""
@@ -190,11 +200,15 @@ class Runtime:
 
         def run_event(name: str, node: Node) -> None:
             callback = self.settings.event_callback
-            if callback:
+            event_route = getattr(self.handler, "ksr_dmq_event_route", None)
+            if callback or event_route:
                 self.host.set_ruri(node.uri)
+            if event_route:  # a kamailio.cfg that routes by itself
+                event_route(msg, name)
+            if callback:
                 getattr(self.handler, callback)(msg, name)
 
-        run_callbacks(self.bus, self.symbols, self._stale, run_event)
+        run_callbacks(self.bus, self.host, self.symbols, self._stale, run_event, self._table)
         return 1
 
     def _worker_entry(self, msg: Any, event: str = "") -> int:

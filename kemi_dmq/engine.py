@@ -116,6 +116,15 @@ class Engine:
         elif kind == "resolved":
             _, host, addresses, srv, targets = event
             actions = self.membership.on_resolved(host, addresses, now, srv, targets)
+        elif kind == "command":
+            _, command, text, status = event
+            uri = wire.parse_uri(text)
+            if command == "add":
+                actions = self.membership.add(uri, now)
+            elif command == "remove":
+                actions = self.membership.remove(uri, now)
+            else:
+                actions = self.membership.change_status(uri, Status(status), now)
         else:
             raise ValueError(f"unknown event {kind!r}")
         self._carry_out(actions, now)
@@ -184,3 +193,8 @@ def resolved_event(
     host: str, addresses: list[str], srv: str, targets: list[tuple[str, int]]
 ) -> tuple[Any, ...]:
     return ("resolved", host, addresses, srv, targets)
+
+
+def command_event(command: str, uri: str, status: str = "") -> tuple[Any, ...]:
+    """add, remove or change_status."""
+    return ("command", command, uri, status)

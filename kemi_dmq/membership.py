@@ -276,6 +276,40 @@ class Membership:
             self._unresolvable[host] = now + RESOLVE_PAUSE
         return self.tick(now)
 
+    # The operator's commands: those of the C module's RPC (its development branch).  Nobody else
+    # is told, and none of them outlasts what the node itself says or answers next.
+
+    def add(self, uri: SipUri, now: float) -> list[Action]:
+        """dmq.add: list a node as active, and ping it.  Nothing happens if it is listed, also
+        under another name, or if it is the local one."""
+        for key, member in list(self._members.items()):
+            place = (member.address, member.uri.port)
+            if not member.listed and uri.key in (key, place):
+                del self._members[key]  # it was only probed
+        if uri.key not in self._members and uri.key != self.local.key:
+            self._learn(uri, now, itself=False)
+        return self.tick(now)
+
+    def remove(self, uri: SipUri, now: float) -> list[Action]:
+        """dmq.remove: take a node from the list and forget it."""
+        member = self._members.pop(uri.key, None)
+        if member is not None and member.listed:
+            self._set_status(member, Status.DISABLED)
+            self._touch()
+        return self.tick(now)
+
+    def change_status(self, uri: SipUri, status: Status, now: float) -> list[Action]:
+        """dmq.change_status, of a node on the list; it is pinged at the usual time."""
+        member = self._members.get(uri.key)
+        if member is not None and member.listed:
+            if member.active:
+                member.away_since = now
+            member.fails = 0
+            member.counts_from = now
+            member.next_ping = now + self._interval()
+            self._set_status(member, status)
+        return self.tick(now)
+
     def tick(self, now: float) -> list[Action]:
         """Time has come for what next_deadline() said (or may have); gives what is to be done."""
         for contact in self._contacts:

@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from .wire import SipUri, Via, WireError, normal_host, parse_uri
 
@@ -133,12 +134,17 @@ def from_defs(get: Callable[[str], object]) -> dict[str, object]:
     """The settings that kamailio.cfg defines; get("DMQ_X") gives a define's text, or None."""
     given: dict[str, object] = {}
     for name in NAMES:
-        text = get("DMQ_" + name.upper())
-        if isinstance(text, str) and len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-            text = text[1:-1]
+        text = unquoted(get("DMQ_" + name.upper()))
         if text is not None:
             given[name] = text
     return given
+
+
+def unquoted(text: Any) -> Any:
+    """A define's value without the quotes that it was written with."""
+    if isinstance(text, str) and len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        return text[1:-1]
+    return text
 
 
 def _items(value: object) -> Iterable[object]:

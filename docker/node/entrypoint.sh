@@ -1,13 +1,15 @@
 #!/bin/sh
 # Write kamailio.cfg's settings from the environment, and become Kamailio (PID 1).
 #
-#   DMQ_SERVER_ADDRESS        by default sip:<this container's address>:5060
+#   DMQ_SERVER_ADDRESS        by default sip:<this container's address>:5060; Kamailio listens there
+#                             (with a name: on this container's address, at the name's port)
 #   DMQ_NOTIFICATION_ADDRESS, DMQ_PING_INTERVAL, …: every setting of kemi_dmq by its name
 #   DMQ_TRANSPORT             udp (default), tcp or tls: what DMQ_SERVER_ADDRESS is by default
 #   DMQ_FAMILY                ipv4 (default) or ipv6: which of the container's addresses that is
+#   TLS_CERTIFICATE, TLS_KEY, TLS_CA: PEM files, for the transport tls
+#   KAMAILIO_LISTEN           more to listen on, separated by blanks (udp:eth0:5080 tcp:eth0:5060)
 #   KAMAILIO_CHILDREN (4), KAMAILIO_SHM_MB (64), KAMAILIO_PKG_MB (8)
 #   KAMAILIO_CFG, NODE_SCRIPT other files than the image's own
-#   TLS_CERTIFICATE, TLS_KEY, TLS_CA: PEM files, for DMQ_TRANSPORT tls
 set -eu
 export RUN_DIR=/run/node
 # What a container that was killed has left.

@@ -7,7 +7,9 @@ What Kamailio's functions really do is in docs/kamailio.md.
 from __future__ import annotations
 
 import base64
+import ctypes
 import functools
+import json
 import re
 import socket
 from collections.abc import Callable
@@ -41,6 +43,7 @@ class KamailioHost:
         self.ruri_user: Callable[[], str | None] = kx.get_ruser
         self.from_uri: Callable[[], str | None] = kx.get_furi
         self.call_id: Callable[[], str | None] = kx.get_callid
+        self.any_call: Callable[[], object] = KSR.is_KDMQ  # of no effect
         self.drop: Callable[[], None] = KSR.set_drop
         self._body = kx.get_body
         self._ip = kx.get_srcip
@@ -278,6 +281,33 @@ class KamailioHost:
     def version(self) -> str:
         return str(KSR.pv.get("$version(num)"))
 
+    def take_variable(self, name: str) -> str | bytes:
+        """The value of $var(name), which is empty from now on."""
+        value: str | bytes | int | None
+        try:
+            value = KSR.pvx.var_get(name)
+        except UnicodeDecodeError:
+            encoded = self._pv(f"$(var({name}){{s.encode.base64}})")
+            value = base64.b64decode(encoded) if isinstance(encoded, str) else ""
+        self.set_variable(name, "")
+        return value if isinstance(value, (str, bytes)) else str(value or 0)
+
+    def set_variable(self, name: str, text: str) -> None:
+        KSR.pvx.var_sets(name, text)
+
+    def run_event_route(self, name: str) -> None:
+        """Run kamailio.cfg's event_route[name], if there is one, with the R-URI of set_ruri().
+        In a process of rtimer's: evrexec gives the route the message that rtimer gave us."""
+        if _core_has_event_route(name):
+            request = {"jsonrpc": "2.0", "method": "evrexec.run", "params": [name], "id": 1}
+            KSR.jsonrpcs.exec(json.dumps(request))
+
+    def table_set(self, table: str, key: str, value: str) -> bool:
+        return KSR.htable.sht_sets(table, key, value) >= 0
+
+    def table_remove(self, table: str, key: str) -> bool:
+        return KSR.htable.sht_rm(table, key) >= 0
+
     def set_ruri(self, uri: str) -> None:
         KSR.seturi(uri)
 
@@ -290,6 +320,16 @@ class KamailioHost:
     @staticmethod
     def _text(value: object) -> str:
         return value if isinstance(value, str) else ""
+
+
+def _core_has_event_route(name: str) -> bool:
+    """Whether kamailio.cfg has it: evrexec logs an error if not.  True where we cannot know."""
+    try:
+        core = ctypes.CDLL(None)
+        routes = ctypes.c_char.in_dll(core, "event_rt")
+        return bool(core.route_lookup(ctypes.byref(routes), name.encode()) >= 0)
+    except (AttributeError, ValueError):
+        return True
 
 
 def _is_local(address: str) -> bool:

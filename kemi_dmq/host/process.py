@@ -20,6 +20,7 @@ from ..bus import Bus, describe
 from ..engine import Engine, resolved_event, unpack_node, unpack_nodes
 from ..message import Reply
 from ..shared import Inbox
+from ..table import NodeTable
 from ..wire import SipUri
 from .kamailio import KamailioHost, addresses_of
 from .reload import ReloadSymbols
@@ -134,6 +135,11 @@ class EngineProcess:
         held: this takes no lock of ours, of tm or of uac, and ends in any case."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(1)
+        if self._stale_goodbye:  # the list has changed just now
+            try:
+                self._goodbye = self._engine.leave_texts()
+            except Exception:
+                pass  # in the middle of a change: then the nodes from before it
         for to, text in self._goodbye:
             self._host.send_text(to, text)
         for to, text in self._goodbye:
@@ -148,6 +154,7 @@ class EngineProcess:
 
     def publish(self, value: tuple[Any, ...]) -> None:
         self._bus.shared.snapshot.publish(value)
+        self._bus.shared.callbacks_inbox.wake()  # it shows the list in a table
         self._stale_goodbye = True
 
     def callback(self, event: tuple[Any, ...]) -> None:
@@ -160,11 +167,22 @@ class EngineProcess:
 
 
 def run_callbacks(
-    bus: Bus, symbols: ReloadSymbols, stale: Callable[[], bool], run_event: Any
+    bus: Bus,
+    host: KamailioHost,
+    symbols: ReloadSymbols,
+    stale: Callable[[], bool],
+    run_event: Any,
+    table: NodeTable | None,
 ) -> None:
-    """Run the script's callbacks, one after the other, until the script was loaded anew."""
+    """Run the script's callbacks, one after the other, until the script was loaded anew.  Shows
+    the list in table."""
     inbox = bus.shared.callbacks_inbox
-    _serve(inbox, symbols, stale, lambda event: _run_callback(bus, event, run_event))
+
+    def waits(value: bool) -> None:
+        if value and table is not None and not table.show(bus.node_list().nodes):
+            host.log("err", f"kemi_dmq: the htable {table.name} does not take the node list")
+
+    _serve(inbox, symbols, stale, lambda event: _run_callback(bus, event, run_event), waits)
 
 
 def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[], bool]) -> None:

@@ -188,6 +188,8 @@ class FakeKamailio:
         self.refuse_requests = False  # True: uac_req_send(), sendx() and t_replicate() fail
         self.uac: dict[str, bytes | int] = {}
         self.variables: dict[str, bytes | int] = {}
+        self.htables: dict[str, dict[str, str]] = {}  # those that kamailio.cfg declares
+        self.rpc: list[str] = []  # what jsonrpcs was given
         self._reply_headers = ""
         self._reply_body: tuple[str, str] | None = None
         self._send_socket = ""

@@ -157,6 +157,10 @@ class _Pv(_Module):
 
 class _Pvx(_Module):
     @_kemi
+    def var_get(self, name: str, /) -> Xval:
+        return _xval(self._kamailio._pv("var", name))
+
+    @_kemi
     def var_sets(self, name: str, value: str, /) -> int:
         self._kamailio.variables[name] = value.encode()
         return 1
@@ -252,6 +256,31 @@ class _Corex(_Module):
         return 1
 
 
+class _Htable(_Module):
+    @_kemi
+    def sht_sets(self, table: str, key: str, value: str, /) -> int:
+        rows = self._kamailio.htables.get(table)
+        if rows is None:
+            return -1
+        rows[key] = value
+        return 1
+
+    @_kemi
+    def sht_rm(self, table: str, key: str, /) -> int:
+        rows = self._kamailio.htables.get(table)
+        if rows is None:
+            return -1
+        rows.pop(key, None)
+        return 1
+
+
+class _Jsonrpcs(_Module):
+    @_kemi
+    def exec(self, text: str, /) -> int:
+        self._kamailio.rpc.append(text)
+        return 1
+
+
 class _Tm(_Module):
     @_kemi
     def t_replicate(self, uri: str, /) -> int:
@@ -283,6 +312,8 @@ class FakeKSR(ModuleType):
         self.uac = _Uac(kamailio)
         self.corex = _Corex(kamailio)
         self.tm = _Tm(kamailio)
+        self.htable = _Htable(kamailio)
+        self.jsonrpcs = _Jsonrpcs(kamailio)
 
     @_kemi
     def is_method(self, name: str, /) -> bool:

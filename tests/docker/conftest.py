@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -11,24 +10,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.outcome import look_at
+
 from .containers import SUITES, Bus
-
-ROOT = Path(__file__).resolve().parents[2]
-FAILED = pytest.StashKey[bool]()
-TROUBLE = ("Unhandled exception", "Traceback", "SystemError", "core was", "the engine failed")
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
-    outcome = yield
-    report = outcome.get_result()
-    if report.when == "call":
-        item.stash[FAILED] = report.failed
 
 
 @pytest.fixture(scope="session")
 def images() -> None:
-    """The images of all generations, built once per run (by whichever process is first)."""
+    """The images of all generations; make test builds them before it runs these tests."""
     if (
         shutil.which("docker") is None
         or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
@@ -36,30 +25,20 @@ def images() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail("no Docker Engine answers, and CI needs one")
         pytest.skip("no Docker Engine answers")
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    with (ROOT / ".images.lock").open("a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.seek(0)
-        if lock.read() == run:
-            return
-        for suite in SUITES:
-            subprocess.run([ROOT / "docker/build.sh", suite], check=True)
-        lock.truncate(0)
-        lock.write(run)
-        lock.flush()
+    for suite in SUITES:
+        command = ["docker", "image", "inspect", f"kemi-dmq:{suite}"]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.fail(f"no image kemi-dmq:{suite}; docker/build.sh {suite} makes it")
 
 
 @pytest.fixture
 def bus(images: None, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bus]:
     bus = Bus(tmp_path, ipv6="ipv6" in request.node.name)
-    yield bus
-    failed = request.node.stash.get(FAILED, False)
-    troubles = []
-    for name, log in bus.close():
-        if failed:
-            print(f"--- log of {name}\n{log[-5000:]}")
-        troubles += [f"{name}: {word}\n{log[-3000:]}" for word in TROUBLE if word in log]
-    assert not troubles, "\n".join(troubles)
+    try:
+        yield bus
+    finally:
+        logs = bus.close()
+    look_at(request.node, logs)
 
 
 @pytest.fixture

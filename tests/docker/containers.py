@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from tests.support.sip import SipSocket, request
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "node_script.py"
 SUITES = {"bookworm": (5, 6), "trixie": (6, 0), "forky": (6, 1)}
+#: Everything that these tests make bears it.
+LABEL = "kemi-dmq-test"
+#: The port where tests drive a node, over IPv4 and UDP, whatever the bus itself speaks.
+CONTROL = 5080
 
 
 def docker(*arguments: str, check: bool = True, timeout: float = 120) -> str:
@@ -29,7 +33,7 @@ def docker(*arguments: str, check: bool = True, timeout: float = 120) -> str:
 
 
 class Container:
-    """One node; kind is a suite, and ``c`` tells whether it runs the C module."""
+    """One node on the bus, in a container of its own."""
 
     def __init__(self, bus: Bus, name: str, suite: str, environment: dict[str, str]) -> None:
         self.bus = bus
@@ -37,10 +41,13 @@ class Container:
         self.suite = suite
         self.environment = environment
         self.id = ""
-        self.address = ""
-        self.control = ""  # its IPv4 address, on which it also listens: tests drive it there
         self.directory = bus.directory / f"{name}-{uuid.uuid4().hex[:6]}"
         self.transport = environment.get("DMQ_TRANSPORT", "udp")
+        self.move()
+
+    def move(self) -> None:
+        """Another address from the next container on; the name stays."""
+        self.control, self.address = self.bus.free_addresses()
 
     @property
     def uri(self) -> str:
@@ -49,29 +56,32 @@ class Container:
             return f"sip:{host}:5060"
         return f"sip:{host}:{5061 if self.transport == 'tls' else 5060};transport={self.transport}"
 
+    def create(self) -> None:
+        """Make the container; it does not run yet."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.chmod(0o777)
+        arguments = ["create", "--label", LABEL, "--network", self.bus.network]
+        arguments += ["--network-alias", self.name, "--hostname", self.name, "--ip", self.control]
+        if self.address != self.control:
+            arguments += ["--ip6", self.address]
+        volumes = [f"{self.directory}:/events", f"{self.script()}:/script/node_script.py:ro"]
+        for volume in (*volumes, *self.bus.volumes):
+            arguments += ["-v", volume]
+        environment = {"KAMAILIO_LISTEN": f"udp:{self.control}:{CONTROL}", **self.environment}
+        for name, value in environment.items():
+            arguments += ["-e", f"{name}={value}"]
+        self.id = docker(*arguments, f"kemi-dmq:{self.suite}").strip()
+
     def start(self) -> None:
-        """Make the container, or start it again with the address that it had."""
         if not self.id:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self.directory.chmod(0o777)
-            arguments = ["run", "-d", "--network", self.bus.network, "--network-alias", self.name]
-            arguments += ["--hostname", self.name, "-v", f"{self.directory}:/events"]
-            arguments += ["-v", f"{self.script()}:/script/node_script.py:ro"]
-            for name, value in self.environment.items():
-                arguments += ["-e", f"{name}={value}"]
-            for volume in self.bus.volumes:
-                arguments += ["-v", volume]
-            self.id = docker(*arguments, f"kemi-dmq:{self.suite}").strip()
-        else:
-            docker("start", self.id)
-        self.address = self.bus.address_of(self.id, self.bus.ipv6)
-        self.control = self.bus.address_of(self.id, False)
+            self.create()
+        docker("start", self.id)
 
     def script(self) -> Path:
         return SCRIPT
 
     def wait_up(self) -> None:
-        wait_for(self.answers, 20, f"{self.name} answers; log:\n{self.log()[-3000:]}")
+        wait_for(self.answers, 20, lambda: f"{self.name} answers; log:\n{self.log()[-3000:]}")
 
     def answers(self) -> bool:
         return self.ask("OPTIONS", "", b"", 0.2) is not None
@@ -81,16 +91,21 @@ class Container:
             data = request(
                 self.control, method=method, user=user, body=body, via=sip.name, sender=sip.name
             )
-            return sip.ask(data, self.control, seconds)
+            return sip.ask(data, self.control, seconds, CONTROL)
 
-    def stop(self) -> float:
-        """SIGTERM; the seconds until it has ended, with exit status 0."""
-        before = time.monotonic()
+    def stop(self) -> None:
+        """SIGTERM; it has to end with exit status 0, within 2 s as the engine saw it."""
+        before = time.time()
         docker("stop", "-t", "30", self.id)
-        seconds = time.monotonic() - before
         code = docker("inspect", "-f", "{{.State.ExitCode}}", self.id).strip()
         assert code == "0", f"{self.name} ended with {code}; log:\n{self.log()[-2000:]}"
-        return seconds
+        seen = docker(
+            "events", "--since", f"{before - 1:.3f}", "--until", f"{time.time() + 0.1:.3f}",
+            "--filter", f"container={self.id}", "--format", "{{.Action}} {{.TimeNano}}",
+        )  # fmt: skip
+        moments = dict(line.rsplit(" ", 1) for line in seen.splitlines())
+        seconds = (int(moments["die"]) - int(moments["kill"])) / 1e9
+        assert seconds < 2, f"{self.name} took {seconds:.2f} s to end; log:\n{self.log()[-2000:]}"
 
     def kill(self) -> None:
         docker("kill", "-s", "KILL", self.id)
@@ -109,7 +124,7 @@ class Container:
 
     def remove(self) -> None:
         if self.id:
-            docker("rm", "-f", "-v", self.id, check=False)
+            docker("rm", "-f", "-v", self.id)
             self.id = ""
 
     def log(self) -> str:
@@ -119,6 +134,10 @@ class Container:
         return docker("exec", self.id, "kamcmd", "-s", "unix:/run/node/ctl", *command, check=False)
 
     def active(self) -> set[str]:
+        raise NotImplementedError
+
+    def sent_twice(self) -> list[str]:
+        """The bodies of messages to peer acme that its script got twice."""
         raise NotImplementedError
 
 
@@ -151,6 +170,12 @@ class PythonContainer(Container):
             raise TimeoutError(f"{self.name} does not answer {name}")
         return json.loads(reply.body)
 
+    def bcast(self, body: str) -> bool:
+        try:
+            return bool(self.command("bcast", 1.0, body=body) == 0)
+        except TimeoutError:
+            return False
+
     def active(self) -> set[str]:
         try:
             nodes = self.command("nodes", 1.0)["nodes"]
@@ -158,14 +183,18 @@ class PythonContainer(Container):
             return set()
         return {uri for uri, status, _, _ in nodes if status == "active"}
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
+    def events(self, kind: str, **match: object) -> list[dict[str, Any]]:
         file = self.directory / "events.jsonl"
         if not file.exists():
             return []
         # A line that is being written now has no end yet.
         lines = file.read_text().splitlines(keepends=True)
         found = (json.loads(line) for line in lines if line.endswith("\n"))
-        return [event for event in found if event["kind"] == kind]
+        return [
+            event
+            for event in found
+            if event["kind"] == kind and all(event.get(k) == v for k, v in match.items())
+        ]
 
     def heard(self) -> list[str]:
         """The bodies that peer acme got, in order."""
@@ -175,24 +204,17 @@ class PythonContainer(Container):
             if event["body"]
         ]
 
+    def sizes(self) -> list[int]:
+        return [event["size"] for event in self.events("message")]
+
+    def sent_twice(self) -> list[str]:
+        heard = self.heard()
+        return sorted(body for body in set(heard) if heard.count(body) > 1)
+
 
 class CContainer(Container):
     def __init__(self, bus: Bus, name: str, suite: str, environment: dict[str, str]) -> None:
         super().__init__(bus, name, suite, {"KAMAILIO_CFG": "/opt/node/c_node.cfg", **environment})
-
-    def start(self) -> None:
-        # By address: with a name, C lists the notification node twice (5.6, 6.0) or under the
-        # name only (6.1), and sends it each broadcast as often.
-        for name, value in self.environment.items():
-            if name == "DMQ_NOTIFICATION_ADDRESS" and not self.id:
-                named = [n for n in self.bus.nodes if f"sip:{n.name}:" in value]
-                if not named:
-                    break
-                node = named[0]
-                host = f"[{node.address}]" if ":" in node.address else node.address
-                self.environment[name] = value.replace(f"sip:{node.name}:", f"sip:{host}:")
-                break
-        super().start()
 
     def active(self) -> set[str]:
         found = set()
@@ -204,12 +226,27 @@ class CContainer(Container):
                 found.add(f"sip:{fields['host']}:{fields['port']}{transport}")
         return found
 
-    def bcast(self, body: str) -> int:
-        reply = self.ask("MESSAGE", "acme", body.encode())
-        return reply.code if reply else 0
+    def bcast(self, body: str) -> bool:
+        reply = self.ask("MESSAGE", "acme", body.encode(), 1.0)
+        return reply is not None and reply.code == 200
+
+    def _got(self) -> list[tuple[str, int, str]]:
+        found = re.findall(r"GOT callid=(\S+) size=(\d+) body=(.*)", self.log())
+        return [(callid, int(size), body) for callid, size, body in found]
 
     def heard(self) -> list[str]:
-        return re.findall(r"GOT from=\S+ size=\d+ body=(.*)", self.log())
+        return [body for _, _, body in self._got()]
+
+    def sizes(self) -> list[int]:
+        return [size for _, size, _ in self._got()]
+
+    def sent_twice(self) -> list[str]:
+        """A C node's script also gets a retransmission (its Call-ID is the same): not counted."""
+        requests = [body for _, body in {(callid, body) for callid, _, body in self._got()}]
+        return sorted(body for body in set(requests) if requests.count(body) > 1)
+
+
+AnyNode = PythonContainer | CContainer
 
 
 class Bus:
@@ -221,25 +258,38 @@ class Bus:
         self.ipv6 = ipv6
         self.volumes: list[str] = []
         self.nodes: list[Container] = []
+        self.network = ""
+        self._given = 9
         name = f"kemi-dmq-test-{uuid.uuid4().hex[:8]}"
-        arguments = ["network", "create", "--internal"]
-        if ipv6:
-            self._prefix = f"fd00:{uuid.uuid4().hex[:4]}:{uuid.uuid4().hex[:4]}::"
-            arguments += ["--ipv6", "--subnet", f"{self._prefix}/64"]
-            arguments += ["--gateway", f"{self._prefix}1"]
-        self.network = docker(*arguments, name).strip()
-        settings = json.loads(docker("network", "inspect", self.network))[0]["IPAM"]["Config"]
-        gateways = [item["Gateway"].split("/")[0] for item in settings if "Gateway" in item]
-        self.gateway = next(g for g in gateways if ":" not in g)
 
-    def address_of(self, container: str, ipv6: bool) -> str:
-        key = "GlobalIPv6Address" if ipv6 else "IPAddress"
-        template = "{{range .NetworkSettings.Networks}}{{." + key + "}}{{end}}"
-        return docker("inspect", "-f", template, container).strip()
+        def made() -> bool:
+            """A network of which this machine has none yet."""
+            number = uuid.uuid4().int
+            self._prefix = f"10.{200 + number % 50}.{number // 50 % 256}."
+            self._prefix6 = f"fd00:{number % 65536:x}:{number // 65536 % 65536:x}::"
+            arguments = ["network", "create", "--internal", "--label", LABEL]
+            arguments += ["--subnet", f"{self._prefix}0/24", "--gateway", f"{self._prefix}1"]
+            if ipv6:
+                arguments += ["--ipv6", "--subnet", f"{self._prefix6}/64"]
+                arguments += ["--gateway", f"{self._prefix6}1"]
+            done = docker(*arguments, name, check=False).strip()
+            if re.fullmatch(r"[0-9a-f]{64}", done):
+                self.network = done
+            else:
+                assert "overlap" in done, done
+            return bool(self.network)
+
+        wait_for(made, 30, "a network")
+        self.gateway = f"{self._prefix}1"
+
+    def free_addresses(self) -> tuple[str, str]:
+        """An IPv4 address for a node, and the one with which it is on the bus."""
+        self._given += 1
+        address = f"{self._prefix}{self._given}"
+        return address, f"{self._prefix6}{self._given:x}" if self.ipv6 else address
 
     def python(self, name: str, suite: str, **environment: str) -> PythonContainer:
-        settings = {"DMQ_PING_INTERVAL": "5", **environment}
-        node = PythonContainer(self, name, suite, settings)
+        node = PythonContainer(self, name, suite, {"DMQ_PING_INTERVAL": "5", **environment})
         self.nodes.append(node)
         return node
 
@@ -248,18 +298,20 @@ class Bus:
         self.nodes.append(node)
         return node
 
-    def take_an_address(self, suite: str) -> None:
-        """Occupy the address that would be given next."""
-        holder = Container(self, "holder", suite, {})
-        holder.id = docker(
-            "run", "-d", "--network", self.network, "--entrypoint", "sleep",
-            f"kemi-dmq:{suite}", "600",
-        ).strip()  # fmt: skip
-        self.nodes.append(holder)
-
-    def close(self) -> Iterator[tuple[str, str]]:
-        for node in self.nodes:
-            yield f"{node.name} ({node.suite})", node.log()
-        for node in self.nodes:
-            node.remove()
-        docker("network", "rm", self.network, check=False)
+    def close(self) -> Sequence[tuple[str, str]]:
+        """Remove everything; gives each node's log."""
+        logs = []
+        try:
+            for node in self.nodes:
+                try:
+                    logs.append((f"{node.name} ({node.suite})", node.log()))
+                except (AssertionError, OSError, subprocess.SubprocessError) as error:
+                    logs.append((node.name, f"no log: {error}"))
+        finally:
+            # Also what a `docker create` that failed half-way has left.
+            left = docker("ps", "-aq", "--no-trunc", "--filter", f"network={self.network}").split()
+            made = [node.id for node in self.nodes if node.id]
+            if everything := {*left, *made}:
+                docker("rm", "-f", "-v", *everything)
+            docker("network", "rm", self.network)
+        return logs

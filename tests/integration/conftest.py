@@ -5,24 +5,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.kamailio import Bed
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
-    outcome = yield
-    report = outcome.get_result()
-    if report.when == "call":
-        item.stash[FAILED] = report.failed
-
-
-FAILED = pytest.StashKey[bool]()
-#: Lines that must not be in the log of a node that was not asked for them.
-TROUBLE = ("Unhandled exception", "Traceback", "SystemError", "core was", "the engine failed")
+from tests.support.outcome import look_at
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,15 +26,6 @@ def bed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bed]:
     """A bed of nodes that ends with the test; fails it for trouble in a log."""
     if shutil.which("kamailio") is None:
         pytest.fail("kamailio is not installed; make test installs it")
-    bed = Bed(tmp_path)
+    bed = Bed(tmp_path, native=getattr(request, "param", "kemi") == "native")
     yield bed
-    failed = request.node.stash.get(FAILED, False)
-    troubles = []
-    allowed = [mark.args[0] for mark in request.node.iter_markers("allows")]
-    for address, log in bed.close():
-        if failed:
-            print(f"--- log of {address}\n{log[-6000:]}")
-        for word in TROUBLE:
-            if word in log and word not in allowed:
-                troubles.append(f"{address}: {word}\n{log[-3000:]}")
-    assert not troubles, "\n".join(troubles)
+    look_at(request.node, bed.close())

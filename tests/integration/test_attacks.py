@@ -97,7 +97,7 @@ def test_a_callback_that_wants_to_end_the_process_is_a_500_like_any_other(
             reply = sip.ask(data, A)
             assert reply is not None and reply.code == 500
     assert a.log().count("peer acme: its callback raised") == 1
-    assert a.log().count("init_callback of peer acme raised") == 1
+    wait_for(lambda: a.log().count("init_callback of peer acme raised") == 1)
     wait_for(lambda: a.events("event", name="dmq:peer-up"), why="events go on")
 
 

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from tests.support.kamailio import Bed, CNode, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, PythonNode, wait_for, whole
 
+pytestmark = BOTH_ROUTINGS
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
 

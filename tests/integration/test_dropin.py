@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.kamailio import Bed, CNode, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, PythonNode, wait_for, whole
 from tests.support.sip import SipSocket, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
@@ -130,6 +130,7 @@ def start(*nodes: PythonNode | CNode) -> None:
     wait_for(whole(*nodes), 3, "all list all")
 
 
+@BOTH_ROUTINGS
 def test_messages_are_sent_with_ksr_dmq(bed: Bed) -> None:
     a, b, c = bed.python(A), bed.python(B, NOTIFY), bed.c(C, NOTIFY)
     start(a, b, c)
@@ -152,6 +153,7 @@ def test_messages_are_sent_with_ksr_dmq(bed: Bed) -> None:
     assert call("process_custom_message", "nobody", b.uri, "x", "text/x") == -1
 
 
+@BOTH_ROUTINGS
 def test_t_replicate_sends_a_register_to_all_nodes_and_not_back(bed: Bed) -> None:
     a, b, c = bed.python(A), bed.python(B, NOTIFY), bed.c(C, NOTIFY)
     start(a, b, c)

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 
-from tests.support.kamailio import Bed, CNode, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, PythonNode, wait_for, whole
 from tests.support.sip import SipSocket, parse_reply, request
 
 A, B, C, D = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"
@@ -24,6 +24,7 @@ def names(node: PythonNode, uri: str) -> list[str]:
     return [e["name"] for e in node.events("event") if e["node"].split(";")[0] == uri]
 
 
+@BOTH_ROUTINGS
 def test_all_processes_of_a_kamailio_see_the_same_list(bed: Bed) -> None:
     a, b = bed.python(A, children=4), bed.python(B, NOTIFY)
     start(a, b)
@@ -39,6 +40,7 @@ def test_all_processes_of_a_kamailio_see_the_same_list(bed: Bed) -> None:
     assert len({json.dumps(nodes) for nodes in seen.values()}) == 1
 
 
+@BOTH_ROUTINGS
 def test_a_node_that_stops_is_gone_for_all_within_a_second_and_back_within_two(bed: Bed) -> None:
     a, b = bed.python(A), bed.python(B, NOTIFY)
     c = bed.c(C, NOTIFY, ping_interval=60)
@@ -54,6 +56,7 @@ def test_a_node_that_stops_is_gone_for_all_within_a_second_and_back_within_two(b
     wait_for(lambda: a.events("init", node=b.uri), why="A may send B its state again")
 
 
+@BOTH_ROUTINGS
 def test_a_notification_node_that_stops_and_comes_back_is_found_by_the_others(bed: Bed) -> None:
     a, b = bed.python(A), bed.python(B, NOTIFY)
     c = bed.c(C, NOTIFY, ping_interval=60)
@@ -66,6 +69,7 @@ def test_a_notification_node_that_stops_and_comes_back_is_found_by_the_others(be
     wait_for(whole(a, b, c), 2, "all list all again, though A knows nobody to ask")
 
 
+@BOTH_ROUTINGS
 def test_thirty_stops_under_traffic_are_quick_and_seen(bed: Bed) -> None:
     a, b = bed.python(A), bed.python(B, NOTIFY)
     start(a, b)
@@ -108,6 +112,7 @@ def test_thirty_stops_under_traffic_are_quick_and_seen(bed: Bed) -> None:
     assert slowest < 2
 
 
+@BOTH_ROUTINGS
 def test_a_killed_node_is_disabled_then_removed_and_found_again(bed: Bed) -> None:
     a, b = bed.python(A), bed.python(B, NOTIFY)
     c = bed.c(C, NOTIFY)

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from tests.support.kamailio import Bed, CNode, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, PythonNode, wait_for, whole
 from tests.support.sip import SipSocket, parse_reply, request
 
+pytestmark = BOTH_ROUTINGS
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
 

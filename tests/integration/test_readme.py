@@ -27,12 +27,14 @@ class Example(Kamailio):
             )
 
 
-def example(bed: Bed, cfg: str, script: str, address: str) -> None:
+def example(bed: Bed, cfg: str, script: str, address: str) -> Example:
     directory = bed.directory / "etc"
     directory.mkdir()
     shutil.copytree(ROOT / "kemi_dmq", directory / "kemi_dmq")
-    shutil.copy(ROOT / "kamailio-cfg/kemi_dmq.cfg", directory)
-    name = re.findall(r'"load", "/etc/kamailio/(\w+\.py)"', cfg)[0]
+    for file in (ROOT / "kamailio-cfg").glob("kemi_dmq*"):
+        text = file.read_text().replace("/etc/kamailio", str(directory))
+        (directory / file.name).write_text(text)
+    name = re.findall(r'(?:"load"|DMQ_PEERS_FILE).*?(\w+\.py)"', cfg)[0]
     (directory / name).write_text(script)
     node = Example(address, directory, cfg.replace("/etc/kamailio", str(directory)), {})
     other = CNode(B, bed.directory / "c")
@@ -51,6 +53,7 @@ def example(bed: Bed, cfg: str, script: str, address: str) -> None:
     wait_for(heard)
     assert other.bcast(b"hello from C") == 200
     wait_for(lambda: "hello from C" in node.log())
+    return node
 
 
 def test_the_example_of_the_readme_works(bed: Bed) -> None:
@@ -60,7 +63,22 @@ def test_the_example_of_the_readme_works(bed: Bed) -> None:
     example(bed, cfg, script, A)
 
 
+def test_the_example_that_routes_in_kamailio_cfg_works(bed: Bed) -> None:
+    text = (ROOT / "README.md").read_text()
+    cfg = re.findall(r"```cfg\n(.*?)```", text, re.DOTALL)[1]
+    script = re.findall(r"```python\n(# dmq_peers.py.*?)```", text, re.DOTALL)[0]
+    node = example(bed, cfg, script, A)
+    wait_for(lambda: f"sip:{B}:5060 is on the bus" in node.log())
+
+
 def test_the_complete_node_works(bed: Bed) -> None:
     folder = Path(ROOT, "kamailio-cfg")
     cfg = (folder / "kamailio.cfg").read_text().replace("127.0.0.3", B)
     example(bed, cfg, (folder / "dmq_node.py").read_text(), "127.0.0.2")
+
+
+def test_the_complete_node_that_routes_in_kamailio_cfg_works(bed: Bed) -> None:
+    folder = Path(ROOT, "kamailio-cfg")
+    cfg = (folder / "kamailio_native.cfg").read_text().replace("127.0.0.3", B)
+    node = example(bed, cfg, (folder / "dmq_peers.py").read_text(), "127.0.0.2")
+    wait_for(lambda: f"sip:{B}:5060 is on the bus" in node.log())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.kamailio import SCRIPT, Bed, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, PythonNode, wait_for, whole
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
@@ -28,6 +28,7 @@ A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
         ({"notification_address": "sip:"}, "notification_address is 'sip:'"),
     ],
 )
+@BOTH_ROUTINGS
 def test_a_wrong_setting_stops_kamailio_with_one_line(
     bed: Bed, defines: dict[str, object], said: str
 ) -> None:
@@ -35,6 +36,7 @@ def test_a_wrong_setting_stops_kamailio_with_one_line(
     refused(node, said)
 
 
+@BOTH_ROUTINGS
 def test_an_unknown_keyword_stops_kamailio_with_one_line(bed: Bed) -> None:
     script = SCRIPT.read_text().replace("from_defs()", "from_defs(ping_intervall=7)")
     node = bed.python(A, script=script)
@@ -65,6 +67,7 @@ def test_keyword_arguments_are_settings(bed: Bed) -> None:
     wait_for(whole(a, b), 2)
 
 
+@BOTH_ROUTINGS
 def test_an_advertised_address_needs_server_socket_only(bed: Bed) -> None:
     """server_address is then not checked, and is what the others see."""
     a = bed.python(
@@ -75,6 +78,7 @@ def test_an_advertised_address_needs_server_socket_only(bed: Bed) -> None:
     assert a.nodes() == {"sip:127.0.0.9:5060": "active"}
 
 
+@BOTH_ROUTINGS
 def test_several_notification_addresses_are_all_asked(bed: Bed) -> None:
     a, b = bed.python(A), bed.python(B)
     c = bed.python(C, f"sip:{A}:5060, sip:{B}:5060")
@@ -84,6 +88,7 @@ def test_several_notification_addresses_are_all_asked(bed: Bed) -> None:
 
 
 @pytest.mark.parametrize("multi_notify", [0, 1])
+@BOTH_ROUTINGS
 def test_a_name_with_several_addresses(bed: Bed, multi_notify: int, tmp_path: Path) -> None:
     """multi_notify 1 asks all addresses of a name, 0 the first one."""
     hosts = tmp_path / "hosts"

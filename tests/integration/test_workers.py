@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.kamailio import SCRIPT, Bed, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, PythonNode, wait_for, whole
 from tests.support.sip import SipReply, SipSocket, parse_reply, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
@@ -25,6 +25,7 @@ def node_with(bed: Bed, count: int, **more: Any) -> PythonNode:
     return bed.python(A, defines={"num_workers": count}, **more)
 
 
+@BOTH_ROUTINGS
 def test_peers_run_in_workers_and_get_what_they_get_in_place(bed: Bed) -> None:
     """The same requests to a node with workers and one without: the same messages and answers."""
     with_workers, without = node_with(bed, 2), bed.python(B)
@@ -56,7 +57,7 @@ def test_peers_run_in_workers_and_get_what_they_get_in_place(bed: Bed) -> None:
                 )
         events = node.events("message")
         for event in events:
-            del event["version"]
+            del event["version"], event["time"]
         pids = {event.pop("pid") for event in events}
         if node is with_workers:
             assert pids <= workers(node)
@@ -68,6 +69,7 @@ def test_peers_run_in_workers_and_get_what_they_get_in_place(bed: Bed) -> None:
     assert with_workers.counters()["queued"] == len(bodies)
 
 
+@BOTH_ROUTINGS
 def test_a_slow_peer_holds_up_no_sip_worker_and_no_other_node(bed: Bed) -> None:
     a = node_with(bed, 2, children=1)
     b, c = bed.python(B, NOTIFY), bed.c(C, NOTIFY)
@@ -84,6 +86,7 @@ def test_a_slow_peer_holds_up_no_sip_worker_and_no_other_node(bed: Bed) -> None:
     assert c.nodes()[a.uri] == "active" and b.active() == {a.uri, b.uri, c.uri}
 
 
+@BOTH_ROUTINGS
 def test_one_nodes_messages_keep_their_order(bed: Bed) -> None:
     """One SIP worker receives; three workers run messages of three nodes, some of them slow."""
     a = node_with(bed, 3, children=1)
@@ -137,6 +140,7 @@ def test_a_full_queue_is_answered_with_503_and_nothing_else_is_lost(bed: Bed) ->
         assert reply is not None and reply.code == 200
 
 
+@BOTH_ROUTINGS
 def test_copies_are_dropped_while_the_first_one_waits_and_then_get_its_answer(bed: Bed) -> None:
     a = node_with(bed, 1, children=2)
     a.start()
@@ -162,9 +166,12 @@ def test_copies_are_dropped_while_the_first_one_waits_and_then_get_its_answer(be
     assert len(a.events("message")) == 2
 
 
+@BOTH_ROUTINGS
 def test_process_message_works_at_once(bed: Bed) -> None:
     script = SCRIPT.read_text().replace("dmq.handle_message()", "dmq.process_message()")
     a = node_with(bed, 2, script=script)
+    text = a.cfg.read_text()
+    a.cfg.write_text(text.replace('"dmq_handle_message"', '"dmq_process_message"'))
     a.start()
     with SipSocket() as sip:
         reply = sip.ask(request(A, body=b"x", via=sip.name), A)
@@ -240,6 +247,7 @@ def test_a_via_without_rport_is_answered_at_its_port(bed: Bed) -> None:
             assert answer is not None and parse_reply(answer).code == 200
 
 
+@BOTH_ROUTINGS
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 def test_replies_go_out_on_the_requests_connection(
     bed: Bed, tmp_path: Path, transport: str
@@ -287,6 +295,7 @@ def test_replies_go_out_on_the_requests_connection(
     assert {e["pid"] for e in a.events("message")} <= workers(a)
 
 
+@BOTH_ROUTINGS
 def test_workers_run_the_script_that_was_loaded_last(bed: Bed) -> None:
     a = node_with(bed, 2)
     a.start()

@@ -14,9 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from .sip import SipSocket, request
 
 ROOT = Path(__file__).resolve().parents[2]
+#: For a test that is run on nodes with a KEMI script and on nodes that route in kamailio.cfg.
+ROUTINGS = ("kemi", "native")
+BOTH_ROUTINGS = pytest.mark.parametrize("bed", ROUTINGS, indirect=True)
 SCRIPT = Path(__file__).with_name("node_script.py")
 T = TypeVar("T")
 
@@ -28,15 +33,18 @@ def module_path() -> str:
     raise RuntimeError("no Kamailio modules under /usr/lib; apt-get install kamailio")
 
 
-def wait_for(what: Callable[[], T], seconds: float = 5.0, why: str = "") -> T:
-    """Wait until what() is true and give its value."""
+def wait_for(
+    what: Callable[[], T], seconds: float = 5.0, why: str | Callable[[], object] = ""
+) -> T:
+    """Wait until what() is true and give its value; why() is asked only when it is too late."""
     end = time.monotonic() + seconds
     while True:
         value = what()
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s: {why or what} (last: {value!r})")
+            reason = why() if callable(why) else why or what
+            raise AssertionError(f"not within {seconds} s: {reason} (last: {value!r})")
         time.sleep(0.01)
 
 
@@ -79,7 +87,7 @@ class Kamailio:
             self.wait_up()
 
     def wait_up(self) -> None:
-        wait_for(self.answers, 10, f"{self.address} answers; log:\n{self.log()[-3000:]}")
+        wait_for(self.answers, 10, lambda: f"{self.address} answers; log:\n{self.log()[-3000:]}")
 
     def answers(self) -> bool:
         assert self.process is not None
@@ -141,8 +149,28 @@ class Kamailio:
         wait_for(settled, 10, f"all processes of {self.address} wait for work")
 
 
+KEMI_CFG = """
+include_file "{root}/kamailio-cfg/kemi_dmq.cfg"
+modparam("app_python3", "load", "{script}")
+{after}
+cfgengine "python"
+"""
+NATIVE_CFG = """
+#!define DMQ_SCRIPT "{root}/kamailio-cfg/kemi_dmq_native.py"
+#!define DMQ_PEERS_FILE "{script}"
+include_file "{root}/kamailio-cfg/kemi_dmq_native.cfg"
+{after}
+request_route {{
+    if (is_method("KDMQ")) {{ python_exec("dmq_handle_message"); exit; }}
+    if (is_method("INFO|REGISTER")) {{ python_exec("route"); exit; }}
+    {routes}
+}}
+"""
+
+
 class PythonNode(Kamailio):
-    """A node with kemi_dmq and the tests' script."""
+    """A node with kemi_dmq and the tests' script; native: kamailio.cfg routes by itself, and the
+    script is its peers file."""
 
     def __init__(
         self,
@@ -156,6 +184,8 @@ class PythonNode(Kamailio):
         after: str = "",
         script: str | None = None,
         children: int = 2,
+        native: bool = False,
+        routes: str = "",
     ) -> None:
         self.events_file = directory / "events.jsonl"
         self.script = directory / "node_script.py"
@@ -187,11 +217,9 @@ class PythonNode(Kamailio):
                 'loadmodule "ctl.so"',
                 f'modparam("ctl", "binrpc", "unix:{directory}/ctl")',
                 before,
-                f'include_file "{ROOT}/kamailio-cfg/kemi_dmq.cfg"',
-                f'modparam("app_python3", "load", "{self.script}")',
-                after,
-                'cfgengine "python"',
-                "",
+                (NATIVE_CFG if native else KEMI_CFG).format(
+                    root=ROOT, script=self.script, after=after, routes=routes
+                ),
             ]
         )
         env = {"PYTHONPATH": str(ROOT), "NODE_EVENTS": str(self.events_file)}
@@ -371,14 +399,15 @@ class CNode(Kamailio):
 class Bed:
     """Nodes of one test; ends them all."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, native: bool = False) -> None:
         self.directory = directory
+        self.native = native  # of Python nodes, unless a test says otherwise
         self.nodes: list[Kamailio] = []
 
     def python(self, address: str, notification: str = "", **more: Any) -> PythonNode:
         directory = self.directory / address
         shutil.rmtree(directory, ignore_errors=True)
-        node = PythonNode(address, directory, notification, **more)
+        node = PythonNode(address, directory, notification, **{"native": self.native, **more})
         self.nodes.append(node)
         return node
 

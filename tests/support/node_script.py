@@ -21,9 +21,9 @@ dmq.install()
 
 
 def note(kind, **what):
-    line = json.dumps({"kind": kind, "pid": os.getpid(), "version": VERSION, **what}) + "\n"
+    line = {"kind": kind, "time": time.time(), "pid": os.getpid(), "version": VERSION, **what}
     fd = os.open(EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, line.encode())
+    os.write(fd, json.dumps(line).encode() + b"\n")
     os.close(fd)
 
 
@@ -163,6 +163,11 @@ class Kamailio:
 
     def on_event(self, msg, name):
         note("event", name=name, node=KSR.pv.get("$ru"))
+
+
+# What a kamailio.cfg that routes by itself calls by name (DMQ_PEERS_FILE is then this file).
+route = Kamailio().ksr_request_route
+on_event = Kamailio().on_event
 
 
 def mod_init():

@@ -89,9 +89,9 @@ class SipSocket:
         except TimeoutError:
             return None
 
-    def ask(self, data: bytes, to: str, seconds: float = 2.0) -> SipReply | None:
+    def ask(self, data: bytes, to: str, seconds: float = 2.0, port: int = 5060) -> SipReply | None:
         """Send a request and give its reply (other requests that arrive are passed over)."""
-        self.send(data, to)
+        self.send(data, to, port)
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             answer = self.receive(left)

@@ -14,7 +14,7 @@ from kemi_dmq.testing.fake_kamailio import FakeKamailio, ReceivedReply, Request
 from kemi_dmq.testing.fake_ksr import FakeKSR
 
 STUB = Path(__file__).resolve().parents[2] / "typings" / "KSR" / "__init__.pyi"
-MODULES = ("kx", "hdr", "pv", "pvx", "sl", "textops", "uac", "corex", "tm")
+MODULES = ("kx", "hdr", "pv", "pvx", "sl", "textops", "uac", "corex", "tm", "htable", "jsonrpcs")
 
 
 def real_signatures() -> dict[str, tuple[list[str], str]]:

@@ -445,6 +445,84 @@ def test_after_a_failure_of_the_engine_the_published_nodes_are_known_and_asked()
     assert of(FirstList, hello(membership, A, 101.0)) == [], "init has run before"
 
 
+# The operator's commands
+
+
+def test_a_node_that_is_added_is_active_and_pinged_at_once() -> None:
+    membership = make()
+    membership.start(0.0)
+    actions = membership.add(A, 1.0)
+    assert statuses(membership) == {"10.0.0.2": "active"}
+    assert [tell.event for tell in of(Tell, actions)] == [UP] and len(of(Publish, actions)) == 1
+    assert [notice.to for notice in of(Notify, actions)] == [A]
+    assert membership.add(A, 2.0) == [], "it is listed already"
+    assert membership.add(membership.local, 2.0) == []
+
+
+def test_a_name_that_is_added_is_looked_up() -> None:
+    membership = make()
+    assert of(Resolve, membership.add(SipUri("node.example", 5060), 0.0))
+    membership.on_resolved("node.example", ["10.0.0.9"], 0.1)
+    assert statuses(membership) == {"node.example": "active"}
+
+
+def test_a_node_that_left_the_list_and_is_probed_can_be_added() -> None:
+    membership = make()
+    silence = silent(membership)
+    while statuses(membership):
+        silence.fail()
+    assert [tell.event for tell in of(Tell, membership.add(A, silence.now))] == [UP]
+    assert statuses(membership) == {"10.0.0.2": "active"}
+
+
+def test_a_node_that_is_removed_is_forgotten_until_it_speaks() -> None:
+    membership = make()
+    hello(membership, A)
+    actions = membership.remove(A, 1.0)
+    assert statuses(membership) == {} and len(of(Publish, actions)) == 1
+    assert [tell.event for tell in of(Tell, actions)] == [DISABLED]
+    assert of(Notify, actions) == [], "nobody is told"
+    assert membership.next_deadline() is None, "it is not probed"
+    assert membership.remove(A, 2.0) == []
+    assert [tell.event for tell in of(Tell, hello(membership, A, 3.0))] == [UP]
+
+
+def test_a_disabled_node_is_removed_without_another_event() -> None:
+    membership = make()
+    hello(membership, A)
+    membership.change_status(A, Status.DISABLED, 1.0)
+    actions = membership.remove(A, 2.0)
+    assert of(Tell, actions) == [] and len(of(Publish, actions)) == 1
+
+
+@pytest.mark.parametrize(("status", "event"), [("not_active", DOWN), ("disabled", DISABLED)])
+def test_a_changed_status_stays_until_the_node_answers_the_next_ping(
+    status: str, event: str
+) -> None:
+    membership = make()
+    for notice in of(Notify, hello(membership, A)):
+        answer(membership, notice, 0.0)
+    actions = membership.change_status(A, Status(status), 1.0)
+    assert [tell.event for tell in of(Tell, actions)] == [event]
+    assert statuses(membership) == {"10.0.0.2": status} and of(Notify, actions) == []
+    deadline = membership.next_deadline()
+    assert deadline is not None and 5.5 <= deadline <= 6.0, "ping_interval later"
+    assert of(Tell, membership.change_status(A, Status(status), 1.0)) == []
+    (ping,) = of(Notify, membership.tick(6.0))
+    assert [tell.event for tell in of(Tell, answer(membership, ping, 6.1))] == [UP]
+
+
+def test_a_status_can_be_changed_to_active_and_a_dead_node_does_not_stay_so() -> None:
+    membership = make()
+    silence = silent(membership)
+    silence.fail()
+    now = silence.now
+    actions = membership.change_status(A, Status.ACTIVE, now)
+    assert [tell.event for tell in of(Tell, actions)] == [UP]
+    assert [tell.event for tell in of(Tell, silence.fail())] == [DISABLED]
+    assert membership.change_status(B, Status.ACTIVE, now) == [], "it is not on the list"
+
+
 # Properties
 
 
@@ -567,6 +645,13 @@ class Interleavings(RuleBasedStateMachine):
         found = places if asked.srv else []
         actions = self.membership.on_resolved(asked.host, addresses, self.now, asked.srv, found)
         self.take(actions)
+
+    @rule(uri=some_uris, command=st.sampled_from(["add", "remove", *Status]))
+    def the_operator_says(self, uri: SipUri, command: str | Status) -> None:
+        if isinstance(command, Status):
+            self.take(self.membership.change_status(uri, command, self.now))
+        else:
+            self.take(getattr(self.membership, command)(uri, self.now))
 
     @invariant()
     def the_list_is_sound(self) -> None:

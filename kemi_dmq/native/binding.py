@@ -96,7 +96,9 @@ class Binding:
 
     def _peer_id(self, peer: Any) -> str:
         found = self._peers.get(int(self._core.ffi.cast("uintptr_t", peer)))
-        return found.peer_id if found is not None else self._core.text(peer.peer_id)
+        if found is None:
+            raise ValueError("the peer is not one that register_dmq_peer() has given")
+        return found.peer_id
 
     def _node(self, pointer: Any) -> Node | None:
         """The node as it is now; None if it is not on the list any more."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from tests.support.c_modules import BIND, HTABLE, put, remove, value
-from tests.support.kamailio import Bed, wait_for, whole
+import time
+
+import pytest
+
+from tests.support.c_modules import BIND, HTABLE, AnyNode, items, put, remove, value
+from tests.support.kamailio import Bed, PythonNode, wait_for, whole
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
@@ -26,3 +30,70 @@ def test_htable_replicates_both_ways_with_a_c_node(bed: Bed) -> None:
     counters = a.counters()
     assert counters["native_errors"] == counters["callback_errors"] == 0
     assert a.stop() < 2
+
+
+def node(bed: Bed, kind: str, address: str, notify: str = "") -> AnyNode:
+    made: AnyNode
+    if kind == "c":
+        made = bed.c(address, notify, before=HTABLE)
+    else:
+        made = bed.python(address, notify, defines=BIND, after=HTABLE)
+    made.shm_mb = 256
+    return made
+
+
+PAIRS = [("python", "c"), ("c", "python"), ("python", "python")]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_table_of_20_000_cells_is_synced_at_start_in_large_messages(
+    bed: Bed, first: str, second: str
+) -> None:
+    a, b = node(bed, first, A), node(bed, second, B, NOTIFY)
+    a.start()
+    a.kamcmds([f"htable.sets t key{n} v{n:0>150}" for n in range(20_000)])
+    assert items(a) == 20_000
+    start = time.monotonic()
+    b.start()
+    wait_for(lambda: items(b) == 20_000, 30)
+    print(f"{first} to {second}: synced {time.monotonic() - start:.2f} s after its start")
+    assert value(b, "key19999") == f"v{19_999:0>150}"
+    for each in (a, b):
+        if isinstance(each, PythonNode):
+            counters = each.counters()
+            assert counters["native_errors"] == counters["callback_errors"] == 0
+            assert counters["send_failures"] == counters["timeouts"] == 0
+
+
+def test_a_node_that_returns_is_synced_again(bed: Bed) -> None:
+    """Both sides ask: the one that is back for what it missed, the other for what that one has."""
+    a, b = node(bed, "python", A), node(bed, "python", B, NOTIFY)
+    a.start()
+    b.start()
+    wait_for(whole(a, b), 3)
+    put(a, "one", "1")
+    wait_for(lambda: value(b, "one") == "1")
+    b.stop()
+    put(a, "two", "2")
+    b.start()
+    wait_for(lambda: (value(b, "one"), value(b, "two")) == ("1", "2"))
+
+
+def test_ten_thousand_sets_reach_a_c_node_and_a_python_node(bed: Bed) -> None:
+    a = bed.python(A, defines=BIND, after=HTABLE)
+    b = bed.python(B, NOTIFY, defines=BIND, after=HTABLE)
+    c = bed.c(C, NOTIFY, before=HTABLE)
+    for node in (a, b, c):
+        node.shm_mb = 256
+        node.start()
+    wait_for(whole(a, b, c), 3)
+    start = time.monotonic()
+    for first in range(0, 10_000, 500):
+        a.kamcmds([f"htable.sets t key{n} value{n}" for n in range(first, first + 500)])
+    print(f"set after {time.monotonic() - start:.2f} s")
+    wait_for(lambda: (items(a), items(b), items(c)) == (10_000,) * 3, 20)
+    print(f"there after {time.monotonic() - start:.2f} s")
+    assert value(c, "key9999") == value(b, "key9999") == "value9999"
+    counters = a.counters()
+    assert counters["sent"] == counters["replies"] >= 20_000
+    assert counters["send_failures"] == counters["timeouts"] == counters["native_errors"] == 0

@@ -47,6 +47,7 @@ class Kamailio:
         self.address = address
         self.uri = f"sip:{address}:5060"
         self.prefix: list[str] = []  # a command to run Kamailio in
+        self.shm_mb, self.pkg_mb = 32, 8
         self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -57,19 +58,8 @@ class Kamailio:
         self._log = directory / "log"
 
     def start(self, wait: bool = True) -> None:
-        command = [
-            *self.prefix,
-            "kamailio",
-            "-DD",
-            "-E",
-            "-f",
-            str(self.cfg),
-            "-m",
-            "32",
-            "-M",
-            "8",
-        ]
-        command += ["-m", "32", "-M", "8", "-P", f"{self.directory}/pid", "-Y", str(self.directory)]
+        command = [*self.prefix, "kamailio", "-DD", "-E", "-f", str(self.cfg)]
+        command += ["-m", str(self.shm_mb), "-M", str(self.pkg_mb), "-P", f"{self.directory}/pid", "-Y", str(self.directory)]
         command += ["-w", str(self.directory)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -110,6 +100,17 @@ class Kamailio:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
             self.process = None
+
+    def kamcmds(self, lines: list[str]) -> str:
+        """Many commands, one after the other."""
+        done = subprocess.run(
+            ["kamcmd", "-s", self.ctl],
+            input="\n".join([*lines, "quit", ""]),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        return done.stdout + done.stderr
 
     def kamcmd(self, *command: str) -> str:
         done = subprocess.run(

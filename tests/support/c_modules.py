@@ -39,3 +39,64 @@ def items(node: Kamailio) -> int:
 
 
 AnyNode = PythonNode | CNode
+
+USRLOC = """
+#!define WITH_REGISTRAR
+loadmodule "usrloc.so"
+modparam("usrloc", "preload", "location")
+loadmodule "registrar.so"
+loadmodule "dmq_usrloc.so"
+modparam("dmq_usrloc", "enable", 1)
+modparam("dmq_usrloc", "sync", 1)
+"""
+
+DIALOG = """
+loadmodule "rr.so"
+loadmodule "dialog.so"
+modparam("dialog", "dlg_match_mode", 2)
+modparam("dialog", "enable_dmq", 1)
+"""
+
+#: Without a database.
+PRESENCE = """
+#!define WITH_PRESENCE
+loadmodule "presence.so"
+loadmodule "presence_xml.so"
+modparam("presence", "publ_cache", 2)
+modparam("presence", "subs_db_mode", 0)
+modparam("presence", "enable_dmq", 1)
+modparam("presence_xml", "force_active", 1)
+"""
+
+#: Appended to node_script.py.  The caller's INVITE goes on to the address in its R-URI.
+ROUTES = """
+
+class WithRoutes(Kamailio):
+    def ksr_request_route(self, msg):
+        if KSR.is_method("REGISTER"):
+            KSR.registrar.save("location", 0)
+            return 1
+        if KSR.is_method("PUBLISH"):
+            KSR.presence.handle_publish()
+            return 1
+        if KSR.is_method("INVITE") or KSR.is_method("ACK") or KSR.is_method("BYE"):
+            KSR.dialog.dlg_manage()
+            KSR.tm.t_relay()
+            return 1
+        return super().ksr_request_route(msg)
+
+
+def mod_init():
+    return dmq.attach(WithRoutes())
+"""
+
+
+def contacts(node: Kamailio, user: str) -> list[str]:
+    """Where a user is registered, as a node has it."""
+    return re.findall(r"Address: (\S+)", node.kamcmd("ul.lookup", "location", user))
+
+
+def dialogs(node: Kamailio) -> dict[str, str]:
+    """Call-ID -> state of the dialogs that a node knows."""
+    text = node.kamcmd("dlg.list")
+    return dict(re.findall(r"call-id: (\S+).*?state: (\d)", text, re.DOTALL))

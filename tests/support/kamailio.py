@@ -294,6 +294,12 @@ request_route {{
         }} else {{ sl_send_reply("500", "not sent"); }}
         exit;
     }}
+#!ifdef WITH_REGISTRAR
+    if (is_method("REGISTER")) {{ save("location"); exit; }}
+#!endif
+#!ifdef WITH_PRESENCE
+    if (is_method("PUBLISH")) {{ handle_publish(); exit; }}
+#!endif
     if (is_method("REGISTER")) {{
         xlog("L_ERR", "REGISTERED from=$si callid=$ci\\n");
         sl_send_reply("200", "OK");

@@ -35,6 +35,10 @@ def bind(bus: Bus, host: KamailioHost, registry: Registry) -> None:
                 "0 where memory cannot be made executable (systemd's MemoryDenyWriteExecute), "
                 "which cffi's callbacks need"
             ) from None
+        except UnfitError:
+            raise
+        except Exception as error:  # what nobody has thought of is no reason to start
+            raise UnfitError(f"0 here: it cannot be done ({describe(error)})") from None
 
 
 class Binding:

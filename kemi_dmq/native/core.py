@@ -3,7 +3,7 @@
 What is checked, before anything is called that could do harm or is bound:
 
 - the version is one whose structures are known, and they have their sizes on this machine;
-- the list of loaded modules can be walked, and what the core keeps of each module agrees with
+- the list of loaded modules can be walked (through pointers into memory that is there), and what the core keeps of each module agrees with
   what the module itself (``exports``, looked up by name in its file) says: names, functions and
   parameter counts of all its commands;
 - ``find_export`` finds app_python3's own command where the walk found it, and no bind_dmq;
@@ -13,6 +13,7 @@ What is checked, before anything is called that could do harm or is bound:
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,7 @@ class Core:
             self.parse_uri = self._c.parse_uri
             self.calloc = self._c.calloc
             modules = {}
+            self._memory = _Memory()
             for module in self._modules():
                 modules[self._check_module(module)] = module
             self._check_uri()
@@ -112,24 +114,31 @@ class Core:
         for _ in range(1000):
             if not module:
                 return
+            self._see(module, "a module")
             yield module
             module = module.next
         raise _check_failed("the list of modules has no end")
 
     def _check_module(self, module: Any) -> str:
         ffi, kept = self.ffi, module.exports
+        self._see(kept.name, "a module's name")
+        self._see(module.path, "a module's path")
+        self._see(module.handle, "a module's handle")
         name = str(ffi.string(kept.name, 64).decode("ascii", "replace"))
         path = str(ffi.string(module.path, 4096).decode("utf-8", "replace"))
-        if not path.endswith(f"{name}.so") or not module.handle:
+        if not path.endswith(f"/{name}.so"):
             raise _check_failed(f"the module at {path} is called {name}")
-        own = ffi.dlopen(module.handle).exports
+        symbol = self._c.dlsym(module.handle, b"exports")
+        symbol = symbol or self._c.dlsym(module.handle, f"_{name}_exports".encode())  # from 5.8 on
+        if not symbol:
+            raise _check_failed(f"module {name} has no exports")
+        own = ffi.cast("module_exports_t *", symbol)
         for field in ("name", "params", "init_mod_f", "init_child_f", "destroy_mod_f"):
             if getattr(own, field) != getattr(kept, field):
                 raise _check_failed(f"{field} of module {name} is not what its exports say")
         number = 0
         while own.cmds and own.cmds[number].name:
-            if not kept.cmds:
-                raise _check_failed(f"the commands of module {name} are not kept")
+            self._see(kept.cmds + number, f"command {number} of module {name}")
             ours, theirs = own.cmds[number], kept.cmds[number]
             for field in ("name", "function", "param_no", "fixup", "flags"):
                 if getattr(ours, field) != getattr(theirs, field):
@@ -138,6 +147,13 @@ class Core:
         if kept.cmds and kept.cmds[number].name:
             raise _check_failed(f"module {name} has more commands than its exports say")
         return name
+
+    def _see(self, pointer: Any, what: str) -> None:
+        """Whether there is memory where we are about to look."""
+        kind = self.ffi.typeof(pointer).item
+        size = 1 if kind.kind in ("void", "primitive") else self.ffi.sizeof(kind)
+        if not self._memory.has(int(self.ffi.cast("uintptr_t", pointer)), size):
+            raise _check_failed(f"{what} would be at {pointer}")
 
     def _check_find_export(self) -> None:
         commands = self.app.exports.cmds
@@ -173,6 +189,28 @@ class Core:
             raise _check_failed("load_tm fails")
         if ffi.cast("void *", request) not in list(table):
             raise _check_failed("tm's request is not its t_request")
+
+
+class _Memory:
+    """The readable parts of this process's memory, as they are now."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                area, rights, _ = line.split(" ", 2)
+                if rights.startswith("r"):
+                    start, end = (int(text, 16) for text in area.split("-"))
+                    if self._ends and start == self._ends[-1]:
+                        self._ends[-1] = end
+                    else:
+                        self._starts.append(start)
+                        self._ends.append(end)
+
+    def has(self, address: int, size: int) -> bool:
+        number = bisect.bisect_right(self._starts, address) - 1
+        return number >= 0 and address + size <= self._ends[number]
 
 
 def _check_failed(what: str) -> UnfitError:

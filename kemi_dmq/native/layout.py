@@ -122,7 +122,7 @@ int parse_headers(void *msg, unsigned long long flags, int next);
 int parse_uri(char *buf, int len, sip_uri_t *uri);
 void **sr_apy_env_get(void);
 void *calloc(size_t count, size_t size);
-extern module_exports_t exports;
+void *dlsym(void *handle, char *name);
 """
 
 _NODE = """

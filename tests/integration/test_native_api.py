@@ -13,9 +13,7 @@ from tests.support.sip import SipSocket, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
-C_SCRIPT = (
-    SCRIPT.read_text() + (Path(SCRIPT).with_name("c_module_script.py")).read_text()
-)
+C_SCRIPT = SCRIPT.read_text() + (Path(SCRIPT).with_name("c_module_script.py")).read_text()
 #: tm's timeout, in milliseconds; its own default is 30 s.
 SHORT = 'modparam("tm", "fr_timer", 1000)'
 ACTIVE = 2

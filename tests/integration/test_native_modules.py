@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from tests.support.c_modules import (
@@ -14,7 +11,9 @@ from tests.support.c_modules import (
     ROUTES,
     USRLOC,
     AnyNode,
+    call,
     contacts,
+    register,
     dialogs,
 )
 from tests.support.kamailio import SCRIPT, Bed, PythonNode, wait_for, whole
@@ -52,80 +51,16 @@ def test_a_registration_on_one_node_is_found_on_the_other(
     b.start()
     wait_for(whole(a, b), 3)
     with SipSocket() as sip:
-
-        def register(user: str, expires: int) -> None:
-            headers: dict[str, str | None] = {
-                "To": f"<sip:{user}@{A}>",
-                "From": f"<sip:{user}@{A}>;tag=1",
-                "Contact": f"<sip:{user}@{sip.name}>",
-                "Expires": str(expires),
-            }
-            data = request(A, method="REGISTER", user="", via=sip.name, headers=headers)
-            reply = sip.ask(data, A)
-            assert reply is not None and reply.code == 200
-
-        register("alice", 600)
+        register(sip, A, "alice", 600)
         wait_for(lambda: contacts(b, "alice") == [f"sip:alice@{sip.name}"])
-        register("alice", 0)
+        register(sip, A, "alice", 0)
         wait_for(lambda: not contacts(b, "alice"))
         # What is registered while a node is away it gets when it is back.
         b.stop()
-        register("bob", 600)
+        register(sip, A, "bob", 600)
         b.start()
         wait_for(lambda: contacts(b, "bob") == [f"sip:bob@{sip.name}"], 12)
     check(a, b)
-
-
-@contextmanager
-def call(through: str) -> Iterator[str]:
-    """A call through a node; its Call-ID.  It ends with the context."""
-    with SipSocket("127.0.0.11") as caller, SipSocket("127.0.0.12") as callee:
-
-        def send(method: str, to_tag: str, cseq: int) -> bytes:
-            return request(
-                "127.0.0.12",
-                port=callee.socket.getsockname()[1],
-                method=method,
-                user="callee",
-                via=caller.name,
-                headers={
-                    "Call-ID": call_id,
-                    "From": f"<sip:caller@{caller.name}>;tag=a",
-                    "To": f"<sip:callee@{callee.name}>{to_tag}",
-                    "Contact": f"<sip:caller@{caller.name}>",
-                    "CSeq": f"{cseq} {method}",
-                    "Max-Forwards": "10",
-                },
-            )
-
-        def answer(method: str) -> None:
-            got = callee.receive()
-            assert got is not None and got.startswith(method.encode()), got
-            head = got.split(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
-            names = ("via", "from", "call-id", "cseq", "record-route")
-            lines = [line for line in head if line.split(":")[0].lower() in names]
-            to = next(line for line in head if line.startswith("To:"))
-            lines += [to if "tag=" in to else f"{to};tag=b", f"Contact: <sip:callee@{callee.name}>"]
-            text = "\r\n".join(["SIP/2.0 200 OK", *lines, "Content-Length: 0", "", ""])
-            callee.send(text.encode(), through)
-
-        def expect_200() -> None:
-            while True:
-                got = caller.receive()
-                assert got is not None
-                if got.startswith(b"SIP/2.0 200"):
-                    return
-
-        call_id = f"call-through-{through}"
-        caller.send(send("INVITE", "", 1), through)
-        answer("INVITE")
-        expect_200()
-        caller.send(send("ACK", ";tag=b", 1), through)
-        assert (callee.receive() or b"").startswith(b"ACK")
-        yield call_id
-        caller.send(send("BYE", ";tag=b", 2), through)
-        answer("BYE")
-        expect_200()
 
 
 @pytest.mark.parametrize("second", ["c", "python"])
@@ -170,9 +105,7 @@ def test_presence_is_published_on_one_node_and_known_on_the_other(
             "Expires": "600",
             "Content-Type": "application/pidf+xml",
         }
-        data = request(
-            A, method="PUBLISH", user="alice", body=body, via=sip.name, headers=headers
-        )
+        data = request(A, method="PUBLISH", user="alice", body=body, via=sip.name, headers=headers)
         reply = sip.ask(data, A)
         assert reply is not None and reply.code == 200, reply
     wait_for(lambda: "alice" in b.kamcmd("presence.presentity_list"), why="B knows alice")

@@ -113,9 +113,7 @@ class WithC(Kamailio):
     def do_c_send(self, args):
         node = c_api.find_dmq_node_uri(c_string(args["to"].encode()))
         kind = c_string(b"text/plain") if args.get("typed", True) else ffi.NULL
-        return c_api.send_message(
-            self.peer(args), self.body(args), node, self.cback(args), 1, kind
-        )
+        return c_api.send_message(self.peer(args), self.body(args), node, self.cback(args), 1, kind)
 
     def do_c_copied(self, args):
         """Send to a node by a copy of its structure, as a module may keep one."""

@@ -4,8 +4,19 @@ their RPC commands show."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
-from .kamailio import CNode, Kamailio, PythonNode
+from .kamailio import CNode, PythonNode
+from .sip import SipSocket, request
+
+
+class Commanded(Protocol):
+    """A node, in a container or not."""
+
+    def kamcmd(self, *command: str) -> str: ...
+
 
 #: On a Python node these follow kemi_dmq.cfg, on a C node dmq.so.
 HTABLE = """
@@ -18,21 +29,21 @@ modparam("htable", "htable", "t=>size=10;autoexpire=0;dmqreplicate=1;")
 BIND = {"bind_c_modules": 1}
 
 
-def value(node: Kamailio, key: str) -> str | None:
+def value(node: Commanded, key: str) -> str | None:
     """What a node's table t holds under key."""
     found = re.search(r"value: (.*)", node.kamcmd("htable.get", "t", key))
     return found[1].strip() if found else None
 
 
-def put(node: Kamailio, key: str, what: str) -> None:
+def put(node: Commanded, key: str, what: str) -> None:
     node.kamcmd("htable.sets", "t", key, what)
 
 
-def remove(node: Kamailio, key: str) -> None:
+def remove(node: Commanded, key: str) -> None:
     node.kamcmd("htable.delete", "t", key)
 
 
-def items(node: Kamailio) -> int:
+def items(node: Commanded) -> int:
     """How many cells table t has."""
     found = re.search(r"\bname: t\b.*?\ball: (\d+)", node.kamcmd("htable.stats"), re.DOTALL)
     return int(found[1]) if found else -1
@@ -72,6 +83,10 @@ modparam("presence_xml", "force_active", 1)
 ROUTES = """
 
 class WithRoutes(Kamailio):
+    def do_set(self, args):
+        for number in range(args["count"]):
+            KSR.htable.sht_sets("t", f"{args['key']}-{number}", "v")
+
     def ksr_request_route(self, msg):
         if KSR.is_method("REGISTER"):
             KSR.registrar.save("location", 0)
@@ -91,12 +106,79 @@ def mod_init():
 """
 
 
-def contacts(node: Kamailio, user: str) -> list[str]:
+def contacts(node: Commanded, user: str) -> list[str]:
     """Where a user is registered, as a node has it."""
     return re.findall(r"Address: (\S+)", node.kamcmd("ul.lookup", "location", user))
 
 
-def dialogs(node: Kamailio) -> dict[str, str]:
+def dialogs(node: Commanded) -> dict[str, str]:
     """Call-ID -> state of the dialogs that a node knows."""
     text = node.kamcmd("dlg.list")
     return dict(re.findall(r"call-id: (\S+).*?state: (\d)", text, re.DOTALL))
+
+
+def register(sip: SipSocket, at: str, user: str, expires: int) -> None:
+    """Register a user of the socket at the node with the address at."""
+    headers: dict[str, str | None] = {
+        "To": f"<sip:{user}@{at}>",
+        "From": f"<sip:{user}@{at}>;tag=1",
+        "Contact": f"<sip:{user}@{sip.name}>",
+        "Expires": str(expires),
+    }
+    data = request(at, method="REGISTER", user="", via=sip.name, headers=headers)
+    reply = sip.ask(data, at)
+    assert reply is not None and reply.code == 200, reply
+
+
+@contextmanager
+def call(
+    through: str, caller_address: str = "127.0.0.11", callee_address: str = "127.0.0.12"
+) -> Iterator[str]:
+    """A call through a node; its Call-ID.  It ends with the context."""
+    with SipSocket(caller_address) as caller, SipSocket(callee_address) as callee:
+
+        def send(method: str, to_tag: str, cseq: int) -> bytes:
+            return request(
+                callee_address,
+                port=callee.socket.getsockname()[1],
+                method=method,
+                user="callee",
+                via=caller.name,
+                headers={
+                    "Call-ID": call_id,
+                    "From": f"<sip:caller@{caller.name}>;tag=a",
+                    "To": f"<sip:callee@{callee.name}>{to_tag}",
+                    "Contact": f"<sip:caller@{caller.name}>",
+                    "CSeq": f"{cseq} {method}",
+                    "Max-Forwards": "10",
+                },
+            )
+
+        def answer(method: str) -> None:
+            got = callee.receive()
+            assert got is not None and got.startswith(method.encode()), got
+            head = got.split(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+            names = ("via", "from", "call-id", "cseq", "record-route")
+            lines = [line for line in head if line.split(":")[0].lower() in names]
+            to = next(line for line in head if line.startswith("To:"))
+            lines += [to if "tag=" in to else f"{to};tag=b", f"Contact: <sip:callee@{callee.name}>"]
+            text = "\r\n".join(["SIP/2.0 200 OK", *lines, "Content-Length: 0", "", ""])
+            callee.send(text.encode(), through)
+
+        def expect_200() -> None:
+            while True:
+                got = caller.receive()
+                assert got is not None
+                if got.startswith(b"SIP/2.0 200"):
+                    return
+
+        call_id = f"call-{caller.name}"
+        caller.send(send("INVITE", "", 1), through)
+        answer("INVITE")
+        expect_200()
+        caller.send(send("ACK", ";tag=b", 1), through)
+        assert (callee.receive() or b"").startswith(b"ACK")
+        yield call_id
+        caller.send(send("BYE", ";tag=b", 2), through)
+        answer("BYE")
+        expect_200()

@@ -59,7 +59,16 @@ class Kamailio:
 
     def start(self, wait: bool = True) -> None:
         command = [*self.prefix, "kamailio", "-DD", "-E", "-f", str(self.cfg)]
-        command += ["-m", str(self.shm_mb), "-M", str(self.pkg_mb), "-P", f"{self.directory}/pid", "-Y", str(self.directory)]
+        command += [
+            "-m",
+            str(self.shm_mb),
+            "-M",
+            str(self.pkg_mb),
+            "-P",
+            f"{self.directory}/pid",
+            "-Y",
+            str(self.directory),
+        ]
         command += ["-w", str(self.directory)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(

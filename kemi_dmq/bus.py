@@ -252,11 +252,15 @@ class Bus:
         assert peer.answer is not None
         try:
             from_uri = self.host.from_uri() or ""
-            node = self.node_list().of_from(from_uri)
+            sender: Node | SipUri | None = self.node_list().of_from(from_uri)
+            if sender is None:
+                # A From URI bears no transport; the nodes of a bus mostly have the same.
+                transport = self.settings.server_address.transport
+                sender = wire.parse_uri(from_uri).with_user("").with_transport(transport)
         except (UnicodeDecodeError, WireError):
             return self._bad(400, "Bad From"), False
         try:
-            answer, wrong = peer.answer(node)
+            answer, wrong = peer.answer(sender)
         except BaseException as error:  # ours: C does not raise
             wrong = f"could not be called on a message from {from_uri}: {describe(error)}"
             return self._callback_failed(peer, wrong)

@@ -17,6 +17,7 @@ from types import FrameType
 from .message import Message, Response
 from .node import Node
 from .once import Answer
+from .wire import SipUri
 
 PeerCallback = Callable[[Message, Node | None], Response | None]
 InitCallback = Callable[[Node | None], object]
@@ -52,11 +53,11 @@ class Peer:
 class RawPeer(Peer):
     """A peer that reads the SIP message itself: one of a C module (kemi_dmq.native).
 
-    answer(node): runs in the process that received the request; gives what to answer, and what
-    went wrong ("": nothing).
+    answer(sender): runs in the process that received the request; sender is a URI when it is not
+    on the list.  Gives what to answer, and what went wrong ("": nothing).
     """
 
-    answer: Callable[[Node | None], tuple[Answer, str]] | None = None
+    answer: Callable[[Node | SipUri], tuple[Answer, str]] | None = None
 
 
 def is_peer_id(text: object) -> bool:

@@ -98,36 +98,42 @@ class Binding:
         self._peers[int(self._core.ffi.cast("uintptr_t", peer.struct))] = peer
         return peer.struct
 
-    def _peer_id(self, peer: Any) -> str:
-        found = self._peers.get(int(self._core.ffi.cast("uintptr_t", peer)))
+    def _peer(self, pointer: Any) -> CPeer:
+        found = self._peers.get(int(self._core.ffi.cast("uintptr_t", pointer)))
         if found is None:
             raise ValueError("the peer is not one that register_dmq_peer() has given")
-        return found.peer_id
+        return found
 
     def _node(self, pointer: Any) -> Node | None:
-        """The node as it is now; None if it is not on the list any more."""
-        return self._bus.node_list().of_uri(self._nodes.uri(pointer))
+        """The node as it is now; None if it is not on the list any more, and no stranger whose
+        message is being handled."""
+        node = self._bus.node_list().of_uri(self._nodes.uri(pointer))
+        return self._nodes.known_stranger(pointer) if node is None else node
 
     def _bcast(self, peer: Any, body: Any, excluded: Any, cback: Any, hops: int, kind: Any) -> int:
+        found = self._peer(peer)
         nodes = self._bus.node_list().active
+        if found.asks is not None:
+            nodes = tuple(node for node in nodes if node.uri == found.asks.uri)
         if excluded:
             without = self._node(excluded)
             if without is not None:
                 place = (without.host, without.port)
                 nodes = tuple(node for node in nodes if (node.host, node.port) != place)
-        return self._sender.send(self._peer_id(peer), body, nodes, cback, hops, kind)
+        return self._sender.send(found.peer_id, body, nodes, cback, hops, kind)
 
     def _send(self, peer: Any, body: Any, pointer: Any, cback: Any, hops: int, kind: Any) -> int:
+        peer_id = self._peer(peer).peer_id
         node = self._node(pointer) if pointer else None
         if node is None:
             uri = self._nodes.uri(pointer) if pointer else "no node"
             self._bus.shared.counters.add("send_failures")
             self._bus.log_some(
-                f"kemi_dmq: a C module's message to {self._peer_id(peer)} at {uri} was not sent: "
+                f"kemi_dmq: a C module's message to {peer_id} at {uri} was not sent: "
                 "it is not on the list"
             )
             return -1
-        return self._sender.send(self._peer_id(peer), body, (node,), cback, hops, kind)
+        return self._sender.send(peer_id, body, (node,), cback, hops, kind)
 
     def _find(self, uri: Any) -> Any:
         try:

@@ -3,9 +3,9 @@
 What is checked, before anything is called that could do harm or is bound:
 
 - the version is one whose structures are known, and they have their sizes on this machine;
-- the list of loaded modules can be walked (through pointers into memory that is there), and what the core keeps of each module agrees with
-  what the module itself (``exports``, looked up by name in its file) says: names, functions and
-  parameter counts of all its commands;
+- the list of loaded modules can be walked, by pointers into memory that is there, and what the
+  core keeps of each module agrees with what the module itself (its ``exports``, looked up by
+  name) says: names, functions and parameter counts of all its commands;
 - ``find_export`` finds app_python3's own command where the walk found it, and no bind_dmq;
 - tm's ``request`` is the function that tm itself hands out as t_request;
 - ``parse_uri`` writes the structure that we know, and not a byte more.

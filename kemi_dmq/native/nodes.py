@@ -13,10 +13,13 @@ import fcntl
 import ipaddress
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..node import Node, Status
 from ..shared import shared_map
+from ..wire import SipUri
 from .core import Core
 
 COUNT = 16384
@@ -30,11 +33,12 @@ class NodeStructs:
         self._core = core
         self._map = shared_map(COUNT * SIZE)
         self._count = memoryview(shared_map(4096)).cast("Q")
-        self._base = core.ffi.from_buffer(self._map)
+        self._base = core.ffi.cast("char *", core.ffi.from_buffer(self._map))
         self._lock_fd = os.memfd_create("kemi_dmq_nodes")
         self._known = 0
         self._pointers: dict[str, Any] = {}  # by URI
         self._uris: dict[int, str] = {}  # by address
+        self._strangers: dict[int, Node] = {}  # by address, while their message is handled
 
     def pointer(self, node: Node | None) -> Any:
         """The structure of a node; NULL for None, and where there is no room for one more."""
@@ -50,6 +54,46 @@ class NodeStructs:
         """The URI of a node that C gives us: one of ours, or a copy of one."""
         address = int(self._core.ffi.cast("uintptr_t", pointer))
         return self._uris.get(address) or self._core.text(pointer.orig_uri)
+
+    @contextmanager
+    def stranger(self, uri: SipUri) -> Iterator[Any]:
+        """A structure for a sender that is not on the list, as long as its message is handled.
+
+        A node that has just joined is asked for what it has by nodes that it has not heard of yet;
+        C modules then answer to this.
+        """
+        address = uri.host.strip("[]")
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            address = ""  # a name, which nobody here looks up
+        node = Node(str(uri), uri.host, uri.port, uri.transport, Status.NOT_ACTIVE, address=address)
+        memory = self._core.ffi.new("char[]", SIZE)
+        if not self._write(memory, node):
+            yield self._core.ffi.NULL
+            return
+        pointer = self._core.ffi.cast("dmq_node_t *", memory)
+        pointer.status = _STATUS[node.status]
+        key = int(self._core.ffi.cast("uintptr_t", pointer))
+        self._strangers[key] = node
+        try:
+            yield pointer
+        finally:
+            del self._strangers[key]
+
+    def known_stranger(self, pointer: Any) -> Node | None:
+        """The stranger whose structure this is, if it can be sent to."""
+        node = self._strangers.get(int(self._core.ffi.cast("uintptr_t", pointer)))
+        return node if node is not None and node.address else None
+
+    def number(self, pointer: Any) -> int:
+        """What names a structure that stays in one number, from 1 on; 0 for NULL."""
+        if not pointer:
+            return 0
+        return int((self._core.ffi.cast("char *", pointer) - self._base) // SIZE) + 1
+
+    def numbered(self, number: int) -> Any:
+        return self._at(number - 1) if number else self._core.ffi.NULL
 
     def _find(self, node: Node) -> Any:
         fcntl.lockf(self._lock_fd, fcntl.LOCK_EX)
@@ -74,11 +118,17 @@ class NodeStructs:
 
     def _add(self, node: Node) -> bool:
         number = self._count[0]
-        text = node.uri.encode()
-        if number >= COUNT or len(text) >= SIZE - _TEXT:
+        if number >= COUNT or not self._write(self._base + number * SIZE, node):
             return False
-        pointer = self._at(number)
-        place = self._base + number * SIZE + _TEXT
+        self._count[0] = number + 1
+        return True
+
+    def _write(self, memory: Any, node: Node) -> bool:
+        text = node.uri.encode()
+        if len(text) >= SIZE - _TEXT:
+            return False
+        pointer = self._core.ffi.cast("dmq_node_t *", memory)
+        place = memory + _TEXT
         self._core.ffi.memmove(place, text, len(text))
         pointer.orig_uri.s = place
         pointer.orig_uri.len = len(text)
@@ -94,5 +144,4 @@ class NodeStructs:
             pointer.ip_address.af = socket.AF_INET6 if six else socket.AF_INET
             pointer.ip_address.len = len(address.packed)
             self._core.ffi.memmove(pointer.ip_address.addr, address.packed, len(address.packed))
-        self._count[0] = number + 1
         return True

@@ -7,6 +7,7 @@ from typing import Any
 from ..node import Node
 from ..once import PLAIN_OK, Answer
 from ..peer import Peer, RawPeer
+from ..wire import SipUri
 from .core import ALL_HEADERS, Core
 from .nodes import NodeStructs
 
@@ -33,6 +34,10 @@ class CPeer:
         self._callback = self.struct.callback = given.callback
         self._init = self.struct.init_callback = given.init_callback
 
+        self._has_asked = False
+        #: While init_callback runs for a node that is back: whom alone its broadcast is for.
+        self.asks: Node | None = None
+
     def peer(self) -> Peer:
         """For the registry."""
         init = self._run_init if self._init else None
@@ -40,15 +45,21 @@ class CPeer:
             return Peer(self.peer_id, self.description, None, init)
         return RawPeer(self.peer_id, self.description, None, init, self._answer)
 
-    def _answer(self, node: Node | None) -> tuple[Answer, str]:
+    def _answer(self, sender: Node | SipUri) -> tuple[Answer, str]:
         """Run the C callback on the request being handled; what to answer, and what went wrong."""
+        if isinstance(sender, Node):
+            return self._run(self._nodes.pointer(sender))
+        with self._nodes.stranger(sender) as pointer:
+            return self._run(pointer)
+
+    def _run(self, node: Any) -> tuple[Answer, str]:
         core = self._core
         message = core.message()
         # C modules read parsed headers, and count on all of them.
         if not message or core.parse_headers(message, ALL_HEADERS, 0) < 0:
             return Answer(400, "Bad Headers", b"", ""), ""
         response = core.ffi.new("peer_response_t *")
-        result = self._callback(message, response, self._nodes.pointer(node))
+        result = self._callback(message, response, node)
         code = response.resp_code
         if result < 0:
             return _failed(f"returned {result}")
@@ -67,8 +78,18 @@ class CPeer:
         return Answer(code, reason, body, core.text(response.content_type) if body else ""), ""
 
     def _run_init(self, node: Node | None) -> None:
-        """The node is not passed on: C's init_callback takes none up to 6.1."""
-        result = self._init()
+        """Run in the callbacks process.  C modules broadcast here a request for all that the
+        others have.  After the first time only the node that is back is asked, or each return
+        would make every node send all it has to every other one.
+
+        The node itself is not passed on: C's init_callback takes none up to 6.1.
+        """
+        self.asks = node if self._has_asked else None
+        self._has_asked = True
+        try:
+            result = self._init()
+        finally:
+            self.asks = None
         if result < 0:
             raise RuntimeError(f"the C module's init_callback returned {result}")
 

@@ -94,11 +94,10 @@ class Sender:
         request.ssock = socket
         ticket = 0
         if cback is not None:
-            pointer = self._nodes.pointer(node)
             ticket = self._outstanding.put(
                 int(ffi.cast("uintptr_t", cback.f)),
                 int(ffi.cast("uintptr_t", cback.param)),
-                int(ffi.cast("uintptr_t", pointer)),
+                self._nodes.number(self._nodes.pointer(node)),  # also of a stranger: it stays
             )
             if not ticket:
                 return False
@@ -117,21 +116,22 @@ class Sender:
         process, code 408); the C module's own callback runs at once, as dmq.so runs it."""
         ffi = self._core.ffi
         found = self._outstanding.take(int(ffi.cast("uintptr_t", params.param[0])))
+        params.param[0] = ffi.NULL  # tm's own memory: it is not told again
         if found is None:
             return
-        function, param, node = found
+        function, param, number = found
         # On a timeout tm's reply is no pointer; C modules get it as they do from dmq.so.
         timed_out = int(ffi.cast("intptr_t", params.rpl)) == -1
         self._bus.shared.counters.add("timeouts" if timed_out else "replies")
         callback = self._functions.get(function)
         if callback is None:
             callback = self._functions[function] = ffi.cast("resp_callback_t", function)
-        pointer = ffi.cast("dmq_node_t *", node)
+        pointer = self._nodes.numbered(number)
         if callback(params.rpl, params.code, pointer, ffi.cast("void *", param)) < 0:
             self._bus.shared.counters.add("user_errors")
             self._bus.log_some(
                 f"kemi_dmq: a C module's response callback failed on {params.code} of "
-                f"{self._nodes.uri(pointer) if node else 'a node'}"
+                f"{self._nodes.uri(pointer) if number else 'a node'}"
             )
 
     # Strings that are needed again and again, made once ------------------------------------

@@ -3,11 +3,9 @@ both versions.  What is peculiar to no version is tested in tests/integration/te
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -68,13 +66,16 @@ class Nodes:
         environment["DMQ_BIND_C_MODULES"] = "1"
         node = NativePython(self.bus, name, suite, environment)
         node.more = more
-        return self._start(node)
+        self._start(node)
+        return node
 
     def c(self, name: str, suite: str, modules: str, notify: str = "") -> CContainer:
-        # rr and the like first; it reads what C modules send in one piece
+        # It reads what C modules send in one piece.
         modules = f"msg_recv_max_size=65535\n{modules}"
         environment = self._environment(name, "c_node.cfg", modules, notify)
-        return self._start(CContainer(self.bus, name, suite, environment))
+        node = CContainer(self.bus, name, suite, environment)
+        self._start(node)
+        return node
 
     def _environment(self, name: str, cfg: str, modules: str, notify: str) -> dict[str, str]:
         text = f'#!KAMAILIO\ninclude_file "/opt/node/{cfg}"\n{modules}'
@@ -88,11 +89,10 @@ class Nodes:
             environment["DMQ_NOTIFICATION_ADDRESS"] = f"sip:{notify}:5060"
         return environment
 
-    def _start(self, node: Any) -> Any:
+    def _start(self, node: Container) -> None:
         self.bus.nodes.append(node)
         node.start()
         node.wait_up()
-        return node
 
 
 @pytest.fixture
@@ -107,8 +107,7 @@ def whole(*nodes: Container) -> bool:
 
 def kamcmds(node: Container, lines: list[str]) -> None:
     subprocess.run(
-        [shutil.which("docker") or "docker", "exec", "-i", node.id]
-        + ["kamcmd", "-s", "unix:/run/node/ctl"],
+        ["docker", "exec", "-i", node.id, "kamcmd", "-s", "unix:/run/node/ctl"],
         input="\n".join([*lines, "quit", ""]),
         text=True,
         check=True,
@@ -261,9 +260,9 @@ def test_reloads_and_a_stop_under_load(nodes: Nodes, suite: str) -> None:
             text = SCRIPT.read_text().replace("VERSION = 1 ", f"VERSION = {version} ") + ROUTES
             a.own_script.write_text(text)
             a.kamcmd("app_python.reload")
-            wait_for(lambda: a.command("nodes")["version"] == version)
+            wait_for(lambda version=version: a.command("nodes")["version"] == version)  # type: ignore[misc]
             before = answered
-            wait_for(lambda: answered > before + 50)
+            wait_for(lambda before=before: answered > before + 50)  # type: ignore[misc]
     finally:
         done.set()
         thread.join()

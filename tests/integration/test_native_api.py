@@ -24,10 +24,10 @@ def node_of(node: PythonNode) -> list[Any]:
     return [node.uri, node.address, 5060, address, ACTIVE, 0]
 
 
-def three(bed: Bed) -> tuple[PythonNode, PythonNode, PythonNode]:
-    a = bed.python(A, defines=BIND, script=C_SCRIPT, after=SHORT)
-    b = bed.python(B, NOTIFY, defines=BIND, script=C_SCRIPT, after=SHORT)
-    c = bed.python(C, NOTIFY, defines=BIND, script=C_SCRIPT, after=SHORT)
+def three(bed: Bed, script: str = C_SCRIPT) -> tuple[PythonNode, PythonNode, PythonNode]:
+    a = bed.python(A, defines=BIND, script=script, after=SHORT)
+    b = bed.python(B, NOTIFY, defines=BIND, script=script, after=SHORT)
+    c = bed.python(C, NOTIFY, defines=BIND, script=script, after=SHORT)
     for node in (a, b, c):
         node.start()
     wait_for(whole(a, b, c), 3)
@@ -117,6 +117,18 @@ def test_a_c_peers_answer_goes_out_as_it_is(bed: Bed) -> None:
     assert "cmod: its callback answered with the code 99" in b.log()
 
 
+def test_with_more_parameters_than_slots_a_message_is_refused_and_counted(bed: Bed) -> None:
+    """What waits for an answer with a parameter takes a slot; others go on."""
+    few = "import kemi_dmq.native.outstanding as outstanding\noutstanding.SLOTS = 1\n"
+    a, b, c = three(bed, few + C_SCRIPT)
+    assert a.command("c_bcast", body="one slot for two", param=7) == -1
+    assert a.counters()["send_failures"] == 1
+    wait_for(lambda: len(a.events("c_reply")) == 1)
+    assert a.command("c_bcast", body="none needed", param=0) == 0
+    wait_for(lambda: len(a.events("c_reply", param=0)) == 2)
+    assert {e["node"][0] for e in a.events("c_reply", param=0)} == {b.uri, c.uri}
+
+
 def test_a_copy_of_a_request_is_answered_again_but_does_not_run_again(bed: Bed) -> None:
     a, _, _ = three(bed)
     with SipSocket() as sip:
@@ -128,16 +140,31 @@ def test_a_copy_of_a_request_is_answered_again_but_does_not_run_again(bed: Bed) 
     assert a.counters()["duplicates"] == 2
 
 
-def test_an_unknown_sender_is_no_node(bed: Bed) -> None:
+def test_a_sender_that_is_not_on_the_list_is_a_node_while_its_message_is_handled(bed: Bed) -> None:
+    """A node that joins is asked for what it has by nodes that it has not heard of yet."""
     a, _, _ = three(bed)
     with SipSocket() as sip:
-        reply = sip.ask(request(A, user="cmod", body=b"x", via=sip.name, sender="127.0.0.77"), A)
+        port = sip.socket.getsockname()[1]
+        data = request(A, user="cmod", body=b"send it back", via=sip.name, sender=sip.name)
+        sip.send(data, A)
+        got = [sip.receive() or b"", sip.receive() or b""]
+        (back,) = [text for text in got if text.startswith(f"KDMQ sip:cmod@{sip.name}".encode())]
+        assert back.endswith(b"\r\n\r\nback")
+        (reply_text,) = [text for text in got if text.startswith(b"SIP/2.0")]
+        assert reply_text.startswith(b"SIP/2.0 200")
+        name = request(A, user="cmod", body=b"send it back", via=sip.name, sender="nobody.invalid")
+        reply = sip.ask(name, A)
         assert reply is not None and reply.code == 200
+        assert "at sip:nobody.invalid:5060 was not sent" in a.log(), "nobody waits for the DNS"
         reply = sip.ask(
             request(A, user="cmod", body=b"x", via=sip.name, headers={"From": "<tel:1>;tag=1"}), A
         )
         assert reply is not None and reply.code == 400
-    assert [e["node"] for e in a.events("c_peer")] == [None]
+    not_active = 4
+    assert [e["node"] for e in a.events("c_peer")] == [
+        [f"sip:127.0.0.1:{port}", "127.0.0.1", port, "7f000001", not_active, 0],
+        ["sip:nobody.invalid:5060", "nobody.invalid", 5060, "", not_active, 0],
+    ]
 
 
 def test_init_callback_runs_in_the_callbacks_process_and_for_each_return(bed: Bed) -> None:
@@ -149,6 +176,31 @@ def test_init_callback_runs_in_the_callbacks_process_and_for_each_return(bed: Be
     wait_for(lambda: len(a.events("c_init")) == 2)
     pids = {e["pid"] for e in a.events("c_init")} | {e["pid"] for e in a.events("init")}
     assert len(pids) == 1 and "dmq_callbacks" in a.children()[pids.pop()]
+
+
+def test_for_a_node_that_returns_only_that_one_is_asked(bed: Bed) -> None:
+    """Or each return would make every node send all it has to every other one."""
+    asking = 'c_api.bcast_message(c_registered, c_string(b"init"), ffi.NULL, ffi.NULL, 1, kind)'
+    script = C_SCRIPT.replace(
+        '    note("c_init")\n',
+        f'    kind = c_string(b"text/plain")\n    note("c_init", sent={asking})\n',
+    )
+    a, b, c = nodes = three(bed, script)
+
+    def heard(at: PythonNode) -> list[str]:
+        return sorted(event["node"][0] for event in at.events("c_peer", body="init"))
+
+    # The first lists: each asks those that it knows by then.
+    wait_for(lambda: all(each.events("c_init") for each in nodes))
+    wait_for(lambda: b.uri in heard(a) and c.uri in heard(a))
+    before = heard(c)
+    b.stop()
+    wait_for(lambda: b.uri not in a.active() | c.active())
+    b.events_file.unlink()
+    b.start()
+    wait_for(lambda: heard(b) == [a.uri, c.uri], why="both ask the one that is back")
+    wait_for(lambda: len(heard(c)) > len(before))
+    assert heard(c) == sorted([*before, b.uri]), "which asks both; they do not ask each other"
 
 
 def test_what_a_c_caller_does_wrong_is_told_and_counted(bed: Bed) -> None:

@@ -13,8 +13,8 @@ from tests.support.c_modules import (
     AnyNode,
     call,
     contacts,
-    register,
     dialogs,
+    register,
 )
 from tests.support.kamailio import SCRIPT, Bed, PythonNode, wait_for, whole
 from tests.support.sip import SipSocket, request

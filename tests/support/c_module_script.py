@@ -4,8 +4,6 @@ structures and function pointers, and commands that call dmq_api_t as a C module
 It finds bind_dmq as a C module does; peer "cmod" answers as its message says.
 """
 
-import cffi  # noqa: F401 - Kamailio's python3 has it
-
 from kemi_dmq.native import layout
 
 ffi = layout.declare(KSR.pv.get("$version(num)"))
@@ -43,6 +41,9 @@ def c_peer(msg, response, node):
     assert msg == core_message()
     body = KSR.pv.get("$rb") or ""
     note("c_peer", node=node_of(node), body=body if len(body) < 100 else "", size=len(body))
+    if body == "send it back":
+        kind = c_string(b"text/plain")
+        c_api.send_message(c_registered, c_string(b"back"), node, ffi.NULL, 1, kind)
     if body.startswith("fail"):
         return -1
     parts = body.split(" ", 3) if body.startswith("answer ") else ["", "200", "OK"]
@@ -128,10 +129,6 @@ class WithC(Kamailio):
 
     def do_c_socket(self, args):
         return text(c_api.get_dmq_server_socket())
-
-    def do_c_set(self, args):
-        for number in range(args["first"], args["first"] + args["count"]):
-            KSR.htable.sht_sets("t", f"key{number}", args.get("value", "v") * args.get("times", 1))
 
     def peer(self, args):
         return ffi.NULL if args.get("no_peer") else c_registered

@@ -60,7 +60,23 @@ def test_the_example_of_the_readme_works(bed: Bed) -> None:
     example(bed, cfg, script, A)
 
 
-def test_the_complete_node_works(bed: Bed) -> None:
+def complete_node() -> tuple[str, str]:
     folder = Path(ROOT, "kamailio-cfg")
     cfg = (folder / "kamailio.cfg").read_text().replace("127.0.0.3", B)
-    example(bed, cfg, (folder / "dmq_node.py").read_text(), "127.0.0.2")
+    return cfg, (folder / "dmq_node.py").read_text()
+
+
+def test_the_complete_node_works(bed: Bed) -> None:
+    cfg, script = complete_node()
+    example(bed, cfg, script, "127.0.0.2")
+
+
+def test_the_complete_node_works_with_c_modules(bed: Bed) -> None:
+    cfg, script = complete_node()
+    example(
+        bed, cfg.replace("#!KAMAILIO", "#!KAMAILIO\n#!define WITH_C_MODULES"), script, "127.0.0.2"
+    )
+    with SipSocket() as sip:
+        for peer in ("htable", "usrloc", "dialog"):
+            reply = sip.ask(request("127.0.0.2", user=peer, body=b"[", via=sip.name), "127.0.0.2")
+            assert reply is not None and reply.code == 400, "each peer is there; that is no JSON"

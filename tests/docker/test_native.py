@@ -12,6 +12,7 @@ import pytest
 from tests.support.c_modules import (
     DIALOG,
     HTABLE,
+    HTABLE_SYNC,
     ROUTES,
     USRLOC,
     call,
@@ -151,12 +152,12 @@ def test_htable_replicates_both_ways(nodes: Nodes, suite: str, other: str) -> No
 def test_20_000_cells_are_synced_in_messages_of_60_kb(
     nodes: Nodes, suite: str, first: str, second: str
 ) -> None:
-    a = getattr(nodes, first)("a", suite, HTABLE)
+    a = getattr(nodes, first)("a", suite, HTABLE_SYNC)
     for begin in range(0, 20_000, 5000):
         kamcmds(a, [f"htable.sets t key{n} v{n:0>150}" for n in range(begin, begin + 5000)])
     assert items(a) == 20_000
-    b = getattr(nodes, second)("b", suite, HTABLE, "a")
-    wait_for(lambda: items(b) == 20_000, 30)
+    b = getattr(nodes, second)("b", suite, HTABLE_SYNC, "a")
+    wait_for(lambda: items(b) == 20_000, 60)
     assert value(b, "key19999") == f"v{19_999:0>150}"
     check(a, b)
 

@@ -8,7 +8,17 @@ import time
 import pytest
 
 from tests.integration.test_reload import script, versions_within
-from tests.support.c_modules import BIND, HTABLE, ROUTES, AnyNode, items, put, remove, value
+from tests.support.c_modules import (
+    BIND,
+    HTABLE,
+    HTABLE_SYNC,
+    ROUTES,
+    AnyNode,
+    items,
+    put,
+    remove,
+    value,
+)
 from tests.support.kamailio import Bed, PythonNode, wait_for, whole
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
@@ -37,9 +47,9 @@ def test_htable_replicates_both_ways_with_a_c_node(bed: Bed) -> None:
 def node(bed: Bed, kind: str, address: str, notify: str = "") -> AnyNode:
     made: AnyNode
     if kind == "c":
-        made = bed.c(address, notify, before=HTABLE)
+        made = bed.c(address, notify, before=HTABLE_SYNC)
     else:
-        made = bed.python(address, notify, defines=BIND, after=HTABLE)
+        made = bed.python(address, notify, defines=BIND, after=HTABLE_SYNC)
     made.shm_mb = 256
     return made
 
@@ -57,7 +67,7 @@ def test_a_table_of_20_000_cells_is_synced_at_start_in_large_messages(
     assert items(a) == 20_000
     start = time.monotonic()
     b.start()
-    wait_for(lambda: items(b) == 20_000, 30)
+    wait_for(lambda: items(b) == 20_000, 60)
     print(f"{first} to {second}: synced {time.monotonic() - start:.2f} s after its start")
     assert value(b, "key19999") == f"v{19_999:0>150}"
     for each in (a, b):

@@ -22,9 +22,10 @@ class Commanded(Protocol):
 HTABLE = """
 loadmodule "htable.so"
 modparam("htable", "enable_dmq", 1)
-modparam("htable", "dmq_init_sync", 1)
 modparam("htable", "htable", "t=>size=10;autoexpire=0;dmqreplicate=1;")
 """
+#: A sync that is under way can bring back what was removed meanwhile.
+HTABLE_SYNC = f'{HTABLE}\nmodparam("htable", "dmq_init_sync", 1)\n'
 
 BIND = {"bind_c_modules": 1}
 
@@ -61,7 +62,13 @@ modparam("dmq_usrloc", "enable", 1)
 modparam("dmq_usrloc", "sync", 1)
 """
 
+#: One SIP worker, and in C one DMQ worker: with more of them the messages on one call may overtake
+#: each other.
 DIALOG = """
+children=1
+#!ifdef MOD_dmq
+modparam("dmq", "num_workers", 1)
+#!endif
 loadmodule "rr.so"
 loadmodule "dialog.so"
 modparam("dialog", "dlg_match_mode", 2)

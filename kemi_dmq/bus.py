@@ -33,7 +33,7 @@ from .message import (
 )
 from .node import Node, Status
 from .once import PLAIN_OK, Answer, Verdict
-from .peer import Peer, Registry
+from .peer import Peer, RawPeer, Registry
 from .reply import RequestHead
 from .settings import Settings
 from .shared import Shared
@@ -202,28 +202,31 @@ class Bus:
             self._count("once_evicted", self.shared.once.evicted)
             self.shared.once.evicted = 0
         good = False
-        from_uri, body, content_type, source, hops = host.request()
-        try:
-            node = self.node_list().of_from(from_uri)
-        except WireError:
-            answer = self._bad(400, "Bad From")
+        if type(peer) is RawPeer:
+            answer, good = self._call_raw(peer)
         else:
-            if body is None:
-                answer = self._bad(413, "Body Cannot Be Read")
-            elif body and not content_type:
-                answer = self._bad(400, "Missing Content-Type")
-            elif peer is None or peer.callback is None:
-                self._count("delivered")
-                answer, good = _ACCEPTED, True
-            elif at_once:
-                message = Message(user, body, content_type, from_uri, source, hops)
-                answer, good = self.call_peer(peer, message, node)
+            from_uri, body, content_type, source, hops = host.request()
+            try:
+                node = self.node_list().of_from(from_uri)
+            except WireError:
+                answer = self._bad(400, "Bad From")
             else:
-                claim = (entry, identity)
-                refused = self._queue((user, body, content_type, from_uri, source, hops), claim)
-                if refused is None:
-                    return rc
-                answer = refused
+                if body is None:
+                    answer = self._bad(413, "Body Cannot Be Read")
+                elif body and not content_type:
+                    answer = self._bad(400, "Missing Content-Type")
+                elif peer is None or peer.callback is None:
+                    self._count("delivered")
+                    answer, good = _ACCEPTED, True
+                elif at_once:
+                    message = Message(user, body, content_type, from_uri, source, hops)
+                    answer, good = self.call_peer(peer, message, node)
+                else:
+                    claim = (entry, identity)
+                    refused = self._queue((user, body, content_type, from_uri, source, hops), claim)
+                    if refused is None:
+                        return rc
+                    answer = refused
         self._finish(entry, identity, answer)
         self._reply(answer)
         return rc if good else -1
@@ -241,7 +244,7 @@ class Bus:
             self._count("queued")
             return None
         self._count("queue_full")
-        self._log_some("kemi_dmq: the workers' queues are full, a message is answered with 503")
+        self.log_some("kemi_dmq: the workers' queues are full, a message is answered with 503")
         return _QUEUE_FULL
 
     def queue_custom(self, message: tuple[Any, ...]) -> bool:
@@ -283,7 +286,7 @@ class Bus:
         )
         back_to = head.back_to(way_back[0], message[4])
         if not self.host.send_reply(way_back, back_to, text):
-            self._log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
+            self.log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
 
     def _bad(self, code: int, reason: str) -> Answer:
         self._count("bad_requests")
@@ -313,6 +316,28 @@ class Bus:
         body = response.body.encode() if isinstance(response.body, str) else response.body
         return Answer(response.code, response.reason, body, response.content_type), True
 
+    def _call_raw(self, peer: RawPeer) -> tuple[Answer, bool]:
+        """The peer of a C module, which reads the message itself."""
+        assert peer.answer is not None
+        try:
+            from_uri = self.host.from_uri() or ""
+            sender: Node | SipUri | None = self.node_list().of_from(from_uri)
+            if sender is None:
+                # A From URI bears no transport; the nodes of a bus mostly have the same.
+                transport = self.settings.server_address.transport
+                sender = wire.parse_uri(from_uri).with_user("").with_transport(transport)
+        except (UnicodeDecodeError, WireError):
+            return self._bad(400, "Bad From"), False
+        try:
+            answer, wrong = peer.answer(sender)
+        except BaseException as error:  # ours: C does not raise
+            wrong = f"could not be called on a message from {from_uri}: {describe(error)}"
+            return self._callback_failed(peer, wrong)
+        if wrong:
+            return self._callback_failed(peer, f"{wrong} on a message from {from_uri}")
+        self._count("delivered")
+        return answer, True
+
     def _callback_failed(self, peer: Peer, what: str) -> tuple[Answer, bool]:
         self._count("callback_errors")
         self.host.log("err", f"kemi_dmq: peer {peer.peer_id}: its callback {what}")
@@ -321,13 +346,13 @@ class Bus:
     def _reply(self, answer: Answer) -> None:
         if answer is PLAIN_OK:
             if not self.host.reply(200, "OK"):
-                self._log_some("kemi_dmq: Kamailio did not send the reply 200 OK")
+                self.log_some("kemi_dmq: Kamailio did not send the reply 200 OK")
             return
         code, reason, body, content_type = answer
         if code == 408 or (code == 200 and body):
             code = _for_agent(code, self._agent())
         if not self.host.reply(code, reason or "OK", body.decode(), content_type):
-            self._log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
+            self.log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
             if body:
                 self.host.reply(500, "Reply Body Refused")
 
@@ -426,16 +451,13 @@ class Bus:
         headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
         if body:
             headers += f"Content-Type: {content_type}\r\n"
-        from_uri = self._from_uris.get(peer_id)
-        if from_uri is None:
-            from_uri = self.settings.server_address.with_transport("udp").with_user(peer_id)
-            self._from_uris[peer_id] = from_uri
+        from_uri = self.from_uri(peer_id)
         to_uri = self.node_list().to_uri
         result = 0
         for node in nodes:
             to = to_uri(node, peer_id)
             # A name was looked up by the engine; nobody else waits for the DNS.
-            next_hop = str(_place(node)) if node.address not in node.host else ""
+            next_hop = str(place(node)) if node.address not in node.host else ""
             if reference:
                 event_param = self._event_param(node, reference, param)
                 accepted = bool(event_param) and self.host.send(
@@ -444,18 +466,25 @@ class Bus:
                 if not accepted and event_param.startswith(MARK_CELL):
                     self.shared.cells.take(int(event_param[len(MARK_CELL) :]))
             elif self.settings.sl_send and _is_text(body):
-                accepted = self._send_stateless(
-                    node, to, from_uri, body, max_forwards, content_type
-                )
+                text = body if isinstance(body, str) else body.decode()
+                accepted = self.send_stateless(node, peer_id, text, max_forwards, content_type)
             else:
                 accepted = self.host.send(to, from_uri, headers, body, "", next_hop)
             if accepted:
                 self._count("sent")
             else:
                 self._count("send_failures")
-                self._log_some(f"kemi_dmq: a message to {peer_id} at {node.uri} was not sent")
+                self.log_some(f"kemi_dmq: a message to {peer_id} at {node.uri} was not sent")
                 result = -1
         return result
+
+    def from_uri(self, peer_id: str) -> SipUri:
+        """What names this node in a message of a peer."""
+        uri = self._from_uris.get(peer_id)
+        if uri is None:
+            uri = self.settings.server_address.with_transport("udp").with_user(peer_id)
+            self._from_uris[peer_id] = uri
+        return uri
 
     def max_body(self, node: Node, peer_id: str, content_type: str) -> int:
         """The largest body in bytes that reaches a node."""
@@ -466,15 +495,11 @@ class Bus:
             return MAX_BODY
         return min(MAX_BODY, self.settings.c_tcp_rd_buf_size - 1 - headers)
 
-    def _send_stateless(
-        self,
-        node: Node,
-        to: SipUri,
-        from_uri: SipUri,
-        body: str | bytes,
-        max_forwards: int,
-        content_type: str,
+    def send_stateless(
+        self, node: Node, peer_id: str, body: str, max_forwards: int, content_type: str
     ) -> bool:
+        """Send text without a transaction: once, and without an outcome."""
+        to = self.node_list().to_uri(node, peer_id)
         self._send_count += 1
         mine = self.shared.processes.mine()
         unique = f"{time.time_ns():x}.{mine}.{self._send_count}"
@@ -484,14 +509,14 @@ class Bus:
             branch=f"z9hG4bK{unique}",
             call_id=f"{unique}@{socket.host.strip('[]')}",
             tag=f"{mine}.{self._send_count}",
-            from_uri=from_uri,
+            from_uri=self.from_uri(peer_id),
             to_uri=to,
-            body=body if isinstance(body, str) else body.decode(),
+            body=body,
             max_forwards=max_forwards,
             content_type=content_type,
             user_agent=self.user_agent(),
         )
-        return self.host.send_text(_place(node), text)
+        return self.host.send_text(place(node), text)
 
     def tell_unattached(self) -> None:
         self.attached = True  # told once
@@ -590,9 +615,9 @@ class Bus:
 
     def _inbox_full(self, whose: str) -> None:
         self._count("inbox_full")
-        self._log_some(f"kemi_dmq: the inbox of the {whose} is full, an event is lost")
+        self.log_some(f"kemi_dmq: the inbox of the {whose} is full, an event is lost")
 
-    def _log_some(self, text: str) -> None:
+    def log_some(self, text: str) -> None:
         """Log an error; of many in one second the first, and how many there were."""
         now = time.monotonic()
         self._unlogged += 1
@@ -610,7 +635,7 @@ def _for_agent(code: int, agent: wire.Agent) -> int:
     return 480 if code == 408 else 202
 
 
-def _place(node: Node) -> SipUri:
+def place(node: Node) -> SipUri:
     """Where a node is, with its address for its name."""
     host = f"[{node.address}]" if ":" in node.address else node.address
     return SipUri(host or node.host, node.port, node.transport)

@@ -347,5 +347,24 @@ def _first_start(given: dict[str, Any]) -> Runtime:
         host.log("crit", str(error))
         raise SystemExit(1) from None
     runtime = Runtime(settings)
+    if settings.bind_c_modules:
+        _bind_c_modules(runtime)
     registry.open_generation()
     return runtime
+
+
+def _bind_c_modules(runtime: Runtime) -> None:
+    wrong = ""
+    try:
+        from .native.binding import bind
+        from .native.core import UnfitError
+    except ImportError as error:
+        wrong = f"0 without cffi ({error}); Debian's package for Kamailio's python3 is python3-cffi"
+    else:
+        try:
+            bind(runtime.bus, runtime.host, registry)
+        except UnfitError as error:
+            wrong = str(error)
+    if wrong:
+        runtime.host.log("crit", str(SettingError("bind_c_modules", 1, wrong)))
+        raise SystemExit(1)

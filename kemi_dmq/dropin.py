@@ -9,7 +9,7 @@ from __future__ import annotations
 from .bus import Bus, describe
 from .message import Message
 from .node import Node
-from .peer import is_peer_id
+from .peer import RawPeer, is_peer_id
 from .wire import WireError, is_sip_uri
 
 
@@ -81,6 +81,9 @@ class DropIn:
         if found is None or not is_sip_uri(from_uri):
             reason = f"no peer {peer!r}" if found is None else f"{from_uri!r} is not a SIP URI"
             return self._wrong(what, ValueError(reason))
+        if isinstance(found, RawPeer):
+            error = ValueError(f"peer {peer!r} is a C module's, which needs a SIP message")
+            return self._wrong(what, error)
         if found.callback is None:
             return 1
         local = self._bus.settings.server_address

@@ -16,6 +16,8 @@ from types import FrameType
 
 from .message import Message, Response
 from .node import Node
+from .once import Answer
+from .wire import SipUri
 
 PeerCallback = Callable[[Message, Node | None], Response | None]
 InitCallback = Callable[[Node | None], object]
@@ -45,6 +47,17 @@ class Peer:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"{name} of peer {self.peer_id} is {value!r}; it must be callable")
+
+
+@dataclass(frozen=True, slots=True)
+class RawPeer(Peer):
+    """A peer that reads the SIP message itself: one of a C module (kemi_dmq.native).
+
+    answer(sender): runs in the process that received the request; sender is a URI when it is not
+    on the list.  Gives what to answer, and what went wrong ("": nothing).
+    """
+
+    answer: Callable[[Node | SipUri], tuple[Answer, str]] | None = None
 
 
 def is_peer_id(text: object) -> bool:
@@ -100,6 +113,19 @@ class Registry:
         elif self._collecting is not None:
             self._collecting[peer.peer_id] = peer
         return peer
+
+    def register_permanent(self, peer: Peer) -> None:
+        """Register a peer that is not the script's: it stays when that is loaded again.
+        ValueError if its name is taken."""
+        if peer.peer_id in (
+            *self._permanent,
+            *self._script,
+            *(self._collecting or ()),
+            self.channel,
+        ):
+            raise ValueError(f"peer_id {peer.peer_id!r} is taken; each peer is registered once")
+        self._permanent[peer.peer_id] = peer
+        self.live = {**self._permanent, **self._script}
 
     def peers(self) -> tuple[Peer, ...]:
         return tuple(self.live.values())

@@ -61,6 +61,9 @@ class Settings:
     event_callback: str = ""
     #: 1: messages without a response callback are sent without a transaction.
     sl_send: int = 0
+    #: 1: C modules that stand after app_python3 in kamailio.cfg (htable, dialog, dmq_usrloc,
+    #: presence, from 6.1 on rtpengine) use this bus as they would use dmq.so.  Needs python3-cffi.
+    bind_c_modules: int = 0
     #: Bytes of shared memory that remember answered requests, so that a copy of one is answered
     #: again and not run again.  8 MB hold 32 s (RFC 3261, timer J) of 8,000 messages a second.
     once_memory: int = 8 * 1024 * 1024
@@ -90,6 +93,7 @@ _RANGES = {
     "fail_count_threshold_disabled": _Range(0, 1000),
     "init_with_single": _FLAG,
     "sl_send": _FLAG,
+    "bind_c_modules": _FLAG,
     "once_memory": _Range(64 * 1024, 4 * 1024**3),
     "c_tcp_rd_buf_size": _Range(1024, 16 * 1024**2),
 }

@@ -39,6 +39,7 @@ _COUNTERS = (
     "inbox_full",  # events that found the inbox of the engine or of the callbacks process full
     "engine_failures",  # times the engine had to start again
     "user_errors",  # init, event and response callbacks that raised
+    "native_errors",  # calls from C modules that failed inside kemi_dmq
 )
 COUNTERS = {name: index for index, name in enumerate(_COUNTERS)}
 
@@ -343,7 +344,7 @@ class Names:
 class Words:
     """A few single numbers, each with one writer."""
 
-    NAMES = ("engine_moved_ms", "script_version", "reload_told", "engine_pid")
+    NAMES = ("engine_moved_ms", "script_version", "reload_told", "engine_pid", "large_told")
 
     def __init__(self) -> None:
         self._words = memoryview(shared_map(4096)).cast("Q")

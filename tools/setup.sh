@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 
 packages=(
     kamailio kamailio-python3-modules kamailio-extra-modules kamailio-json-modules
-    kamailio-utils-modules kamailio-tls-modules sip-tester python3-venv iproute2 openssl
+    kamailio-utils-modules kamailio-tls-modules kamailio-presence-modules sip-tester python3-venv
+    python3-cffi iproute2 openssl
 )
 
 die() {

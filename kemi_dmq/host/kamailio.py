@@ -174,7 +174,7 @@ class KamailioHost:
         next_hop: str,
     ) -> bool:
         sets = self._sets
-        sock = self._sock(to.transport)
+        sock = self.socket(to.transport)
         if not (
             sock
             and sets("$uac_req(method)", METHOD)
@@ -217,7 +217,7 @@ class KamailioHost:
         self._socks[via.transport] = f"{via.transport}:{via.host}:{via.port}"
         self._via = via
 
-    def _sock(self, transport: str) -> str:
+    def socket(self, transport: str) -> str:
         sock = self._socks.get(transport)
         if sock is None:
             via = Via(transport, self._via.host, self._via.port)
@@ -226,7 +226,7 @@ class KamailioHost:
         return sock
 
     def send_text(self, to: SipUri, text: str) -> bool:
-        sock = self._sock(to.transport)
+        sock = self.socket(to.transport)
         # Without a socket of that transport corex connects all the same, and Kamailio's TCP
         # process dies of the answer where it listens on UDP only.
         return bool(sock) and KSR.corex.sendx(str(to.with_user("")), sock, text) >= 0
@@ -236,7 +236,7 @@ class KamailioHost:
         for number, uri in enumerate(uris):
             if number and KSR.corex.append_branch_uri(ruri) < 0:
                 return False
-            KSR.corex.set_send_socket(self._sock(self._via.transport))
+            KSR.corex.set_send_socket(self.socket(self._via.transport))
             if KSR.tm.t_replicate(uri) < 0:
                 return False
         return True

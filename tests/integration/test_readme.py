@@ -71,14 +71,29 @@ def test_the_example_that_routes_in_kamailio_cfg_works(bed: Bed) -> None:
     wait_for(lambda: f"sip:{B}:5060 is on the bus" in node.log())
 
 
-def test_the_complete_node_works(bed: Bed) -> None:
+def complete_node(name: str, script: str) -> tuple[str, str]:
     folder = Path(ROOT, "kamailio-cfg")
-    cfg = (folder / "kamailio.cfg").read_text().replace("127.0.0.3", B)
-    example(bed, cfg, (folder / "dmq_node.py").read_text(), "127.0.0.2")
+    cfg = (folder / name).read_text().replace("127.0.0.3", B)
+    return cfg, (folder / script).read_text()
+
+
+def test_the_complete_node_works(bed: Bed) -> None:
+    cfg, script = complete_node("kamailio.cfg", "dmq_node.py")
+    example(bed, cfg, script, "127.0.0.2")
 
 
 def test_the_complete_node_that_routes_in_kamailio_cfg_works(bed: Bed) -> None:
-    folder = Path(ROOT, "kamailio-cfg")
-    cfg = (folder / "kamailio_native.cfg").read_text().replace("127.0.0.3", B)
-    node = example(bed, cfg, (folder / "dmq_peers.py").read_text(), "127.0.0.2")
+    cfg, script = complete_node("kamailio_native.cfg", "dmq_peers.py")
+    node = example(bed, cfg, script, "127.0.0.2")
     wait_for(lambda: f"sip:{B}:5060 is on the bus" in node.log())
+
+
+def test_the_complete_node_works_with_c_modules(bed: Bed) -> None:
+    cfg, script = complete_node("kamailio.cfg", "dmq_node.py")
+    example(
+        bed, cfg.replace("#!KAMAILIO", "#!KAMAILIO\n#!define WITH_C_MODULES"), script, "127.0.0.2"
+    )
+    with SipSocket() as sip:
+        for peer in ("htable", "usrloc", "dialog"):
+            reply = sip.ask(request("127.0.0.2", user=peer, body=b"[", via=sip.name), "127.0.0.2")
+            assert reply is not None and reply.code == 400, "each peer is there; that is no JSON"

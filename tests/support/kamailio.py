@@ -55,6 +55,7 @@ class Kamailio:
         self.address = address
         self.uri = f"sip:{address}:5060"
         self.prefix: list[str] = []  # a command to run Kamailio in
+        self.shm_mb, self.pkg_mb = 32, 8
         self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -65,19 +66,17 @@ class Kamailio:
         self._log = directory / "log"
 
     def start(self, wait: bool = True) -> None:
-        command = [
-            *self.prefix,
-            "kamailio",
-            "-DD",
-            "-E",
-            "-f",
-            str(self.cfg),
+        command = [*self.prefix, "kamailio", "-DD", "-E", "-f", str(self.cfg)]
+        command += [
             "-m",
-            "32",
+            str(self.shm_mb),
             "-M",
-            "8",
+            str(self.pkg_mb),
+            "-P",
+            f"{self.directory}/pid",
+            "-Y",
+            str(self.directory),
         ]
-        command += ["-m", "32", "-M", "8", "-P", f"{self.directory}/pid", "-Y", str(self.directory)]
         command += ["-w", str(self.directory)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -118,6 +117,17 @@ class Kamailio:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
             self.process = None
+
+    def kamcmds(self, lines: list[str]) -> str:
+        """Many commands, one after the other."""
+        done = subprocess.run(
+            ["kamcmd", "-s", self.ctl],
+            input="\n".join([*lines, "quit", ""]),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        return done.stdout + done.stderr
 
     def kamcmd(self, *command: str) -> str:
         done = subprocess.run(
@@ -321,6 +331,12 @@ request_route {{
         }} else {{ sl_send_reply("500", "not sent"); }}
         exit;
     }}
+#!ifdef WITH_REGISTRAR
+    if (is_method("REGISTER")) {{ save("location"); exit; }}
+#!endif
+#!ifdef WITH_PRESENCE
+    if (is_method("PUBLISH")) {{ handle_publish(); exit; }}
+#!endif
     if (is_method("REGISTER")) {{
         xlog("L_ERR", "REGISTERED from=$si callid=$ci\\n");
         sl_send_reply("200", "OK");

@@ -89,7 +89,8 @@ class Binding:
         return 0
 
     def _register(self, given: Any) -> Any:
-        peer = CPeer(self._core, self._nodes, given)
+        single = bool(self._bus.settings.init_with_single)
+        peer = CPeer(self._core, self._nodes, given, single)
         try:
             self._registry.register_permanent(peer.peer())
         except ValueError as error:

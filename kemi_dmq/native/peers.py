@@ -17,7 +17,7 @@ _FAILED = "Peer Callback Failed"
 class CPeer:
     """One peer of a C module: its dmq_peer_t, copied and kept for ever, and what calls it."""
 
-    def __init__(self, core: Core, nodes: NodeStructs, given: Any) -> None:
+    def __init__(self, core: Core, nodes: NodeStructs, given: Any, init_with_single: bool) -> None:
         self._core = core
         self._nodes = nodes
         ffi = core.ffi
@@ -34,8 +34,8 @@ class CPeer:
         self._callback = self.struct.callback = given.callback
         self._init = self.struct.init_callback = given.init_callback
 
-        self._has_asked = False
-        #: While init_callback runs for a node that is back: whom alone its broadcast is for.
+        self._asks_one = init_with_single
+        #: While init_callback runs for one node: whom alone its broadcast is for.
         self.asks: Node | None = None
 
     def peer(self) -> Peer:
@@ -79,13 +79,14 @@ class CPeer:
 
     def _run_init(self, node: Node | None) -> None:
         """Run in the callbacks process.  C modules broadcast here a request for all that the
-        others have.  After the first time only the node that is back is asked, or each return
-        would make every node send all it has to every other one.
+        others have.  After the first time (with init_with_single: always) only the node that is
+        there now is asked, or each return would make every node send all it has to every other
+        one.
 
         The node itself is not passed on: C's init_callback takes none up to 6.1.
         """
-        self.asks = node if self._has_asked else None
-        self._has_asked = True
+        self.asks = node if self._asks_one else None
+        self._asks_one = True
         try:
             result = self._init()
         finally:

@@ -77,6 +77,23 @@ def test_a_table_of_20_000_cells_is_synced_at_start_in_large_messages(
             assert counters["send_failures"] == counters["timeouts"] == 0
 
 
+@pytest.mark.parametrize("single", [0, 1])
+def test_init_with_single_asks_one_node_and_not_all(bed: Bed, single: int) -> None:
+    a, b = node(bed, "python", A), node(bed, "python", B, NOTIFY)
+    a.start()
+    b.start()
+    wait_for(whole(a, b), 3)
+    put(a, "one", "1")
+    wait_for(lambda: value(b, "one") == "1")
+    defines = {**BIND, "init_with_single": single}
+    c = bed.python(C, NOTIFY, defines=defines, after=HTABLE_SYNC)
+    c.start()
+    wait_for(whole(a, b, c), 3)
+    wait_for(lambda: value(c, "one") == "1")
+    # Who was asked: each answers its request, and then sends what it has.
+    assert c.counters()["sent"] == (1 if single else 2)
+
+
 def test_a_node_that_returns_is_synced_again(bed: Bed) -> None:
     """Both sides ask: the one that is back for what it missed, the other for what that one has."""
     a, b = node(bed, "python", A), node(bed, "python", B, NOTIFY)

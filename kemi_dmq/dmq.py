@@ -54,7 +54,7 @@ class Runtime:
         self.bus = Bus(settings, self.shared, self.host, registry)
         _api._bind(self.bus)
         self.drop_in = DropIn(self.bus)
-        self._commands = Commands(self.bus, addresses_of)
+        self.commands = Commands(self.bus, addresses_of)
         table = settings_module.unquoted(self.host.define("DMQ_NODES_TABLE"))
         self._table = NodeTable(self.host, table) if table else None
         self.handler: Any = None  # the script's, as it was taken last
@@ -99,7 +99,7 @@ class Runtime:
             "ksr_dmq_engine": self._engine_entry,
             "ksr_dmq_callbacks": self._callbacks_entry,
             "ksr_dmq_worker": self._worker_entry,
-            **self._commands.methods(),
+            **self.commands.methods(),
             "ksr_uac_event": _chain(self.bus.on_outcome, getattr(handler, "ksr_uac_event", None)),
             "ksr_reply_route": _chain(self.bus.on_reply, getattr(handler, "ksr_reply_route", None)),
             "child_init": self._child_init(handler, getattr(handler, "child_init", None)),
@@ -362,7 +362,7 @@ def _bind_c_modules(runtime: Runtime) -> None:
         wrong = f"0 without cffi ({error}); Debian's package for Kamailio's python3 is python3-cffi"
     else:
         try:
-            bind(runtime.bus, runtime.host, registry)
+            bind(runtime.bus, runtime.host, registry, runtime.commands)
         except UnfitError as error:
             wrong = str(error)
     if wrong:

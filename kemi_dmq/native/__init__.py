@@ -1,4 +1,5 @@
-"""What KEMI cannot do, through cffi: DMQ's C API for other modules of this Kamailio.
+"""What KEMI cannot do, through cffi: DMQ's C API for other modules of this Kamailio, and dmq.so's
+RPC commands.
 
 htable, dialog, dmq_usrloc, presence and (from 6.1) rtpengine look for a function ``bind_dmq``
 among the exports of all loaded modules, and get from it a table of functions (dmq_api_t).  Here

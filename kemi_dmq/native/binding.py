@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ..bus import Bus, describe
+from ..commands import Commands
 from ..host.kamailio import KamailioHost
 from ..node import Node
 from ..peer import Registry
@@ -17,19 +18,21 @@ from ..wire import WireError
 from .core import Core, UnfitError
 from .nodes import NodeStructs
 from .peers import CPeer
+from .rpc import Rpc
 from .sending import Sender
 
 _binding: Binding | None = None
 
 
-def bind(bus: Bus, host: KamailioHost, registry: Registry) -> None:
-    """Let C modules find this bus; UnfitError says what is not as it must be.
+def bind(bus: Bus, host: KamailioHost, registry: Registry, commands: Commands) -> None:
+    """Let C modules find this bus, and RPC clients its commands; UnfitError says what is not as
+    it must be.
 
     Called again it changes nothing."""
     global _binding
     if _binding is None:
         try:
-            _binding = Binding(bus, host, registry)
+            _binding = Binding(bus, host, registry, commands)
         except MemoryError:
             raise UnfitError(
                 "0 where memory cannot be made executable (systemd's MemoryDenyWriteExecute), "
@@ -45,7 +48,9 @@ class Binding:
     """The functions that C calls.  Each may be called in any process, with or without Python or a
     SIP message beneath it, and by a caller that holds locks."""
 
-    def __init__(self, bus: Bus, host: KamailioHost, registry: Registry) -> None:
+    def __init__(
+        self, bus: Bus, host: KamailioHost, registry: Registry, commands: Commands
+    ) -> None:
         self._bus = bus
         self._registry = registry
         self._core = core = Core(host.version())
@@ -75,6 +80,7 @@ class Binding:
             setattr(self, f"_c_{name}", callback)  # kept for ever
         self._api = api
         self._bind = core.ffi.callback("bind_dmq_t", self._on_bind, error=-1, onerror=self._failed)
+        self._rpc = Rpc(core, bus, commands, self._failed)
         core.add_command(b"bind_dmq", core.ffi.cast("void *", self._bind))
 
     def _failed(self, kind: type, error: BaseException, trace: TracebackType | None) -> None:

@@ -49,6 +49,7 @@ class Core:
             self.parse_headers = self._c.parse_headers
             self.parse_uri = self._c.parse_uri
             self.calloc = self._c.calloc
+            self.rpc_register_array = self._c.rpc_register_array
             modules = {}
             self._memory = _Memory()
             for module in self._modules():

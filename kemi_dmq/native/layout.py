@@ -116,6 +116,24 @@ typedef struct {
 } tmcb_params_t;
 typedef void (*transaction_cb)(void *cell, int type, tmcb_params_t *params);
 
+/* the beginning of it */
+typedef struct {
+    void (*fault)(void *ctx, int code, char *fmt, ...);
+    int (*send)(void *ctx);
+    int (*add)(void *ctx, char *fmt, ...);
+    int (*scan)(void *ctx, char *fmt, ...);
+    int (*rpl_printf)(void *ctx, char *fmt, ...);
+    int (*struct_add)(void *row, char *fmt, ...);
+} rpc_t;
+typedef void (*rpc_function_t)(rpc_t *rpc, void *ctx);
+typedef struct {
+    char *name;
+    rpc_function_t function;
+    char **doc_str;
+    unsigned int flags;
+} rpc_export_t;
+int rpc_register_array(rpc_export_t *rpc_array);
+
 sr_module_t *get_loaded_modules(void);
 void *find_export(char *name, int param_no, int flags);
 int parse_headers(void *msg, unsigned long long flags, int next);
@@ -180,6 +198,7 @@ _SIZES = {
     "dmq_peer_t": 56,
     "peer_response_t": 56,
     "dmq_resp_cback_t": 16,
+    "rpc_export_t": 32,
 }
 
 _OLD = ("int local;", "", "", {"dmq_api_t": 32, "uac_req_t": 80})

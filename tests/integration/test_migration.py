@@ -21,31 +21,23 @@ BEFORE, AFTER = re.findall(
 
 
 class Moving(CNode):
-    """A node of the page; cfg() chooses which of the two."""
+    """A node of the page; write() chooses which of the two."""
 
     def __init__(self, address: str, notification: str, directory: Path, etc: Path) -> None:
         env = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
         Kamailio.__init__(self, address, directory, "", env)
         self._notification = notification
         self._etc = etc
-        self.moved = False
 
     def write(self, text: str) -> None:
         text = text.replace("10.0.0.20", self.address).replace("10.0.0.21", self._notification)
         text = text.replace("/etc/kamailio", str(self._etc))
         ctl = f'loadmodule "ctl.so"\nmodparam("ctl", "binrpc", "{self.ctl}")'
         self.cfg.write_text(text.replace('loadmodule "ctl.so"', ctl))
-        self.moved = text.startswith(AFTER[:20]) and "kemi_dmq_native.cfg" in text
         subprocess.run(
             ["kamailio", "-c", "-f", str(self.cfg)],
             check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-
-    def nodes(self) -> dict[str, str]:
-        if not self.moved:
-            return super().nodes()
-        table = self.kamcmd("htable.dump", "dmq_nodes")
-        return dict(re.findall(r"name: (\S+)\s+value: status=(\w+);", table))
 
     def table(self) -> dict[str, str]:
         """What it has in its htable."""
@@ -140,7 +132,6 @@ def test_the_migration_guide_as_it_is_written(bed: Bed, tmp_path: Path) -> None:
 
         for node in reversed(nodes):  # the one that the others name comes last
             restart(node, AFTER)
-        assert all(node.moved for node in nodes)
         restart(nodes[1], BEFORE)  # and back
         restart(nodes[1], AFTER)
         count = len(traffic.sent)

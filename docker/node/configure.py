@@ -66,9 +66,12 @@ def lines(environment: Mapping[str, str], own: str) -> list[str]:
             shown = value if value.isdigit() else '"' + value.replace('"', "") + '"'
             out.append(f"#!define {name} {shown}")
     out.append(f"listen={settings['DMQ_SERVER_SOCKET']}")
-    for more_listen in environment.get("KAMAILIO_LISTEN", "").split():
-        out.append(f"listen={more_listen}")
+    listens = environment.get("KAMAILIO_LISTEN", "").split()
+    out += [f"listen={listen}" for listen in listens]
     out.append("listen=udp:{}:{}".format(*HEALTH))
+    if transport == "udp" and all(listen.startswith("udp:") for listen in listens):
+        # A TCP process that never has anything to do makes one stop in some hundred last a minute.
+        out.append("disable_tcp=yes")
     if transport == "tls":
         out.append("#!define WITH_TLS")
     out.append(f"children={environment.get('KAMAILIO_CHILDREN') or 4}")

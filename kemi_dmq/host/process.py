@@ -33,8 +33,9 @@ SHORT_STAY = 0.1
 class Resolver:
     """Looks names up in threads, so that the engine never waits for the DNS.  No KSR there."""
 
-    #: Look-ups at a time: one that hangs does not hold up the others.
-    THREADS = 4
+    #: Look-ups at a time: one that hangs does not hold up the others.  A name that nobody knows yet
+    #: is asked for every second, and a DNS that is silent takes some 10 s for each (resolv.conf).
+    THREADS = 16
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()

@@ -48,6 +48,10 @@ def wait_for(
         time.sleep(0.01)
 
 
+#: A TCP process that has had nothing to do yet may deadlock in a stop (docs/kamailio.md).
+UDP_ONLY = "listen=udp:{}:5060\ndisable_tcp=yes"
+
+
 class Kamailio:
     """One Kamailio process tree at one loopback address."""
 
@@ -141,20 +145,23 @@ class Kamailio:
         return {int(pid): what.strip() for pid, what in found}
 
     def wait_settled(self) -> None:
-        """Wait until each process has once been seen waiting for work.
+        """Wait until all processes are there and each has once been seen waiting for work.
 
         A process that was forked but has not run yet loses a SIGTERM (Kamailio's own handler
         still takes it for the main process), and the shutdown then takes 60 s.
         """
         waiting: set[int] = set()
+        before: dict[int, str] = {}
 
         def settled() -> bool:
+            nonlocal before
             children = self.children()
             for pid in children:
                 state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
                 if state == "S":
                     waiting.add(pid)
-            return "tcp main process" in children.values() and set(children) <= waiting
+            same, before = children == before, children
+            return same and children.keys() <= waiting
 
         wait_for(settled, 10, f"all processes of {self.address} wait for work")
 
@@ -218,7 +225,7 @@ class PythonNode(Kamailio):
         cfg = "\n".join(
             [
                 *lines,
-                listen or f"listen=udp:{address}:5060",
+                listen or UDP_ONLY.format(address),
                 "auto_aliases=no",
                 f"children={children}",
                 "log_stderror=yes",
@@ -288,7 +295,6 @@ class PythonNode(Kamailio):
 
 
 C_CFG = """
-listen=udp:{address}:5060
 {listen}
 auto_aliases=no
 children=2
@@ -369,7 +375,7 @@ class CNode(Kamailio):
             mpath=module_path(),
             notification=notified,
             ping_interval=ping_interval,
-            listen=listen,
+            listen=f"listen=udp:{address}:5060\n{listen}" if listen else UDP_ONLY.format(address),
             before=before,
             server_address=server_address or f"sip:{address}:5060",
         )

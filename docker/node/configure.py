@@ -69,6 +69,8 @@ def lines(environment: Mapping[str, str], own: str) -> list[str]:
     listens = environment.get("KAMAILIO_LISTEN", "").split()
     out += [f"listen={listen}" for listen in listens]
     out.append("listen=udp:{}:{}".format(*HEALTH))
+    # A child that dies holding the timers' lock would let a stop wait for it (docs/kamailio.md).
+    out += ["dns_cache_init=off", "dst_blocklist_init=off"]
     if transport == "udp" and all(listen.startswith("udp:") for listen in listens):
         # A TCP process that never has anything to do makes one stop in some hundred last a minute.
         out.append("disable_tcp=yes")

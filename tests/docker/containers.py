@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.kamailio import wait_for
+from tests.support.kamailio import READS, wait_for
 from tests.support.sip import SipSocket, request
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "node_script.py"
@@ -86,12 +86,19 @@ class Container:
     def answers(self) -> bool:
         return self.ask("OPTIONS", "", b"", 0.2) is not None
 
-    def ask(self, method: str, user: str, body: bytes, seconds: float = 3.0) -> Any:
+    def ask(
+        self,
+        method: str,
+        user: str,
+        body: bytes,
+        seconds: float = 3.0,
+        again: float | None = None,
+    ) -> Any:
         with SipSocket(self.bus.gateway) as sip:
             data = request(
                 self.control, method=method, user=user, body=body, via=sip.name, sender=sip.name
             )
-            return sip.ask(data, self.control, seconds, CONTROL)
+            return sip.ask(data, self.control, seconds, CONTROL, again)
 
     def stop(self) -> None:
         """SIGTERM; it has to end with exit status 0, within 2 s as the engine saw it."""
@@ -165,7 +172,8 @@ class PythonContainer(Container):
             return False
 
     def command(self, name: str, seconds: float = 5.0, **args: object) -> Any:
-        reply = self.ask("INFO", name, json.dumps(args).encode(), seconds)
+        again = 0.5 if name in READS else None
+        reply = self.ask("INFO", name, json.dumps(args).encode(), seconds, again)
         if reply is None:
             raise TimeoutError(f"{self.name} does not answer {name}")
         return json.loads(reply.body)

@@ -243,7 +243,7 @@ def test_a_via_without_rport_is_answered_at_its_port(bed: Bed) -> None:
         for via, port in (("10.9.9.9:5068", 5068), ("127.0.0.9", 5060)):
             with SipSocket("127.0.0.9", port) as there, SipSocket("127.0.0.9", 5069) as sip:
                 sip.send(request(node.address, body=b"x", via=via), node.address)
-                answer = there.receive()
+                answer = there.receive(5)
             assert answer is not None and parse_reply(answer).code == 200
 
 

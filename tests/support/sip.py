@@ -89,12 +89,24 @@ class SipSocket:
         except TimeoutError:
             return None
 
-    def ask(self, data: bytes, to: str, seconds: float = 2.0, port: int = 5060) -> SipReply | None:
-        """Send a request and give its reply (other requests that arrive are passed over)."""
+    def ask(
+        self,
+        data: bytes,
+        to: str,
+        seconds: float = 2.0,
+        port: int = 5060,
+        again: float | None = None,
+    ) -> SipReply | None:
+        """Send a request (every again seconds) and give its reply; other requests that arrive are
+        passed over."""
         self.send(data, to, port)
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            answer = self.receive(left)
+        now = time.monotonic()
+        end, next_send = now + seconds, now + (again or seconds)
+        while (now := time.monotonic()) < end:
+            if now >= next_send and again:
+                self.send(data, to, port)
+                next_send = now + again
+            answer = self.receive(max(0.001, min(next_send, end) - now))
             if answer is not None and answer.startswith(b"SIP/2.0"):
                 return parse_reply(answer)
         return None

@@ -13,11 +13,13 @@ from typing import Any
 
 from . import wire
 from .engine import (
+    Bodies,
     answer_event,
     call_id_prefix,
     notification_event,
     unpack_nodes,
 )
+from .gossip import WANTS_LIST
 from .host.protocol import Host
 from .message import (
     OK,
@@ -58,7 +60,7 @@ _QUEUE_FULL = Answer(503, "Queue Full", b"", "")
 class NodeList:
     """What this process knows of the published list, read again when its version moves."""
 
-    def __init__(self, version: int, nodes: tuple[Node, ...], c_body: str) -> None:
+    def __init__(self, version: int, nodes: tuple[Node, ...], bodies: Bodies) -> None:
         self.version = version
         self.nodes = nodes
         self.others = tuple(node for node in nodes if not node.local)
@@ -66,8 +68,7 @@ class NodeList:
         self.by_key = {(node.host, node.port): node for node in nodes}
         self.active_keys = {(node.host, node.port) for node in nodes if node.active}
         self.by_from: dict[str, Node | None] = {}
-        self._c_body = c_body
-        self._python_body = ""
+        self._bodies = bodies
         self._to_uris: dict[tuple[str, str], SipUri] = {}
 
     def of_uri(self, text: str) -> Node | None:
@@ -98,14 +99,11 @@ class NodeList:
                 self._to_uris[key] = uri
         return uri
 
-    def body(self, python: bool) -> str:
-        """The list as a notification carries it."""
+    def body(self, python: bool, whole: bool) -> str:
+        """What a notification is answered with."""
         if not python:
-            return self._c_body
-        if not self._python_body:
-            uris = [SipUri(n.host, n.port, n.transport) for n in self.nodes if n.active]
-            self._python_body = wire.build_body(wire.python_share(uris, self.version))
-        return self._python_body
+            return self._bodies.to_c
+        return self._bodies.whole if whole else self._bodies.to_python
 
 
 class Bus:
@@ -134,7 +132,7 @@ class Bus:
                     True,
                 ),
             ),
-            wire.build_body([address]),
+            Bodies(*[wire.build_body([address])] * 3),
         )
         self._list = self._only_local
         self._prefix = call_id_prefix(settings)
@@ -383,7 +381,7 @@ class Bus:
             if not lines:
                 return self._refuse(400, "Bad Node List")
         supported, product = host.header("Supported"), host.header("User-Agent")
-        clean = "".join(f"{line.uri};status={line.status}\r\n" for line in lines)
+        clean = "".join(f"{line}\r\n" for line in lines)
         inbox = self.shared.engine_inbox
         ticket = inbox.put(
             notification_event(str(sender), clean, supported, product, host.max_forwards())
@@ -393,13 +391,18 @@ class Bus:
             host.reply(503, "Engine Busy")
             return -1
         nodes = self.node_list()
-        if sender.key in nodes.by_key and any(
-            (line.uri.key in nodes.active_keys) != (line.status == "active") for line in lines
+        python = wire.parse_agent(supported, product).python
+        if (
+            not python
+            and sender.key in nodes.by_key
+            and any(
+                (line.uri.key in nodes.active_keys) != (line.status == "active") for line in lines
+            )
         ):
             inbox.wait_applied(ticket, ENGINE_WAIT)
             nodes = self.node_list()
-        python = wire.parse_agent(supported, product).python
-        host.reply(200, "OK", nodes.body(python), "text/plain")
+        whole = ";inc=" not in text or WANTS_LIST in text
+        host.reply(200, "OK", nodes.body(python, whole), "text/plain")
         return rc
 
     def _refuse(self, code: int, reason: str) -> int:

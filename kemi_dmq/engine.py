@@ -7,7 +7,7 @@ Outside, the simulator another one.
 from __future__ import annotations
 
 import random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from . import wire
 from .membership import Action, FirstList, Membership, Notify, Publish, Resolve, Tell
@@ -15,6 +15,14 @@ from .node import Node, Status
 from .settings import Settings
 from .transaction import ClientTransactions
 from .wire import SipUri
+
+
+class Bodies(NamedTuple):
+    """What SIP workers answer notifications with."""
+
+    to_c: str  # C nodes: the list, as much of it as they can hold
+    to_python: str  # Python nodes: a digest and what is new
+    whole: str  # Python nodes that want the list
 
 
 class Outside(Protocol):
@@ -34,16 +42,16 @@ class Outside(Protocol):
         outcome comes back as a ("resolved", …) event."""
 
 
-def pack_nodes(nodes: list[Node], c_body: str) -> tuple[Any, ...]:
-    """Nodes, and the list that C nodes are told, as values that can go through shared memory."""
-    return (c_body, *(pack_node(node) for node in nodes))
+def pack_nodes(nodes: list[Node], bodies: Bodies) -> tuple[Any, ...]:
+    """Nodes, and what is answered, as values that can go through shared memory."""
+    return (tuple(bodies), *(pack_node(node) for node in nodes))
 
 
-def unpack_nodes(value: tuple[Any, ...] | None) -> tuple[tuple[Node, ...], str]:
+def unpack_nodes(value: tuple[Any, ...] | None) -> tuple[tuple[Node, ...], Bodies]:
     """The same again; nothing for None."""
     if value is None:
-        return (), ""
-    return tuple(unpack_node(item) for item in value[1:]), value[0]
+        return (), Bodies("", "", "")
+    return tuple(unpack_node(item) for item in value[1:]), Bodies(*value[0])
 
 
 def pack_node(node: Node) -> tuple[Any, ...]:
@@ -68,14 +76,19 @@ class Engine:
     """Events are tuples of plain values, made by the functions at the end of this file."""
 
     def __init__(
-        self, settings: Settings, outside: Outside, rng: random.Random, user_agent: str
+        self,
+        settings: Settings,
+        outside: Outside,
+        rng: random.Random,
+        user_agent: str,
+        incarnation: int = 1,
     ) -> None:
         self._settings = settings
         self._outside = outside
         self._rng = rng
         self._user_agent = user_agent
         self._requests = ClientTransactions()
-        self.membership = Membership(settings, rng)
+        self.membership = Membership(settings, rng, incarnation)
         # Its Call-IDs begin with this; so a worker knows a reply that is the engine's.
         self.call_id_prefix = call_id_prefix(settings)
         self._boot = f"{rng.getrandbits(48):012x}"
@@ -140,7 +153,9 @@ class Engine:
                 self._requests.start(call_id, action, text, now)
                 self._outside.send(action.place, text)
             elif isinstance(action, Publish):
-                self._outside.publish(pack_nodes(self.membership.nodes(), self.membership.c_body()))
+                known = self.membership
+                bodies = Bodies(known.c_body(), known.answer_body(), known.list_body())
+                self._outside.publish(pack_nodes(known.nodes(), bodies))
             elif isinstance(action, Tell):
                 self._outside.callback(("event", action.event, pack_node(action.node)))
             elif isinstance(action, FirstList):

@@ -5,11 +5,14 @@ engine feeds events in and carries the actions out, the simulator does the same 
 
 The rules, and where they come from:
 
-- Lists, Max-Forwards and the three statuses are the C module's (6.1 for remove_inactive and the
-  fail counts).
+- With C nodes we speak as they do: lists, Max-Forwards, pings and the three statuses are the C
+  module's (6.1 for remove_inactive and the fail counts).
+- Python nodes tell each other what has changed (gossip.py) and watch each other by probes
+  (swim.py).  A node's incarnation, which only the node itself raises, orders what is said of it.
 - What a third party says adds nodes that we did not know; it never revives one that did not
-  answer us, or that said it leaves: it causes a probe, and only the node's own answer or
-  notification revives it.  It does not demote one either: again, a probe decides.
+  answer us, or that said it leaves, unless it bears a newer incarnation: it causes a probe, and
+  only the node's own answer or notification revives it.  It does not demote one either: a probe,
+  or the time that a suspicion has, decides.
 - One node is listed once: a name and an address (or two names) of the same IP address and port
   are the same node, under the URI with which it speaks itself.  C nodes list the name in their
   notification_address beside the node's own URI.
@@ -20,13 +23,17 @@ The rules, and where they come from:
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from . import gossip
+from .gossip import Head, Rumours, fingerprint, mark, parse_head, rumour_line, rumour_of
 from .node import Node, Status
 from .settings import Settings
-from .wire import Agent, Line, SipUri, build_body, c_share, is_address, leave_status, python_share
+from .swim import TRANSITIONS, AskOthers, Cause, Detector, Missed, Probe, State, Suspicion
+from .wire import LIST_BYTES, Agent, Line, SipUri, build_body, c_share, is_address, leave_status
 
 Key = tuple[str, int]
 
@@ -35,13 +42,23 @@ ASK_AGAIN = 10.0  # the same once somebody has answered, for addresses that are 
 PROBE_MIN = 1.0
 PROBE_MAX = 10.0
 PROBE_PATIENCE = 1.0
+#: Of so many nodes that know of one that is away each one probes it; of more, fewer do.
+PROBERS = 8
 FORGET = 600.0
 #: Of a question at a notification address, and of a probe: who answers passes us on.
 JOIN_MAX_FORWARDS = 2
 RESOLVE_PAUSE = 10.0
+#: News go out at once, but not more often than this.
+GOSSIP_PAUSE = 0.02
+#: Lists that differ are compared when nothing has changed for so long, and then not at once again.
+QUIET = 1.0
+SYNC_MIN = 2.0
+SYNC_MAX = 60.0
 
 UP, DOWN, DISABLED = "dmq:peer-up", "dmq:peer-down", "dmq:peer-disabled"
 _EVENTS = {Status.ACTIVE: UP, Status.NOT_ACTIVE: DOWN, Status.DISABLED: DISABLED}
+_NEVER = float("inf")
+_CAUSES = {"suspect": Cause.SUSPECTED, "down": Cause.CALLED_DOWN, "left": Cause.LEAVES}
 
 
 # Actions ------------------------------------------------------------------------------------
@@ -57,6 +74,8 @@ class Notify:
     patience: float = 8.0  # seconds until it counts as not answered; sent again meanwhile
     address: str = ""  # where the host of to is, if that is a name
     judged: bool = True  # False: no conclusion is drawn when it is not answered
+    again: float = 0.5  # seconds until it is first sent again (RFC 3261: T1); 0: never
+    asked_by: Key | None = None  # who asked us for this probe
 
     @property
     def place(self) -> SipUri:
@@ -104,17 +123,34 @@ class _Member:
     address: str
     listed: bool = True  # False: it has left the list and is only probed
     agent: Agent | None = None
+    away_since: float = 0.0
+
+    # C nodes, nodes that are away, and those of which it is not known what they are: pings
     next_ping: float = 0.0
     last_sent: float = float("-inf")
     waiting: bool = False  # a notification is on its way and not answered yet
     busy: bool = False  # it has answered 503, and has not answered otherwise since
     fails: int = 0
     counts_from: float = float("-inf")  # a failure before this time is not counted
-    away_since: float = 0.0
+
+    # Python nodes: swim.py
+    state: State = State.ALIVE
+    incarnation: int = 0  # 0: not known yet
+    suspicion: Suspicion | None = None
+    share: int = 0  # its part in the digest
 
     @property
     def active(self) -> bool:
         return self.status is Status.ACTIVE
+
+    @property
+    def python(self) -> bool:
+        return self.agent is not None and self.agent.python
+
+    @property
+    def probed(self) -> bool:
+        """Whether it takes part in the probes of Python nodes."""
+        return self.python and self.active
 
 
 @dataclass(slots=True)
@@ -128,13 +164,21 @@ class _Contact:
 
 
 class Membership:
-    def __init__(self, settings: Settings, rng: random.Random) -> None:
+    """incarnation: of this node; larger than any that it had before a restart (milliseconds of
+    wall clock do)."""
+
+    def __init__(self, settings: Settings, rng: random.Random, incarnation: int = 1) -> None:
         self._settings = settings
         self._rng = rng
         self.local = settings.server_address
+        self.incarnation = incarnation
         socket = settings.server_socket
         self._local_places = {self.local.key, (socket.host, socket.port)}
         self._members: dict[Key, _Member] = {}
+        #: Python nodes that are not away: they are probed.  All others are in _pinged.
+        self._probed: dict[Key, _Member] = {}
+        self._pinged: dict[Key, _Member] = {}
+        self._suspects: dict[Key, _Member] = {}
         self._contacts = [
             _Contact(uri, srv=srv_name(uri, settings.multi_notify))
             for uri in settings.notification_address
@@ -147,7 +191,18 @@ class Membership:
         self._actions: list[Action] = []
         self._changed = False
         self._known_to_c: dict[Key, None] = {}  # in the order in which they came to be known
-        self._bodies: dict[bool, str] = {}  # for Python nodes?, until the list changes
+        self._c_body: str | None = None  # until the list changes
+
+        self._now = 0.0
+        self._expected: float | None = None  # when tick() was due next, seen from the last one
+        self._detector = Detector(settings, rng)
+        self._rumours = Rumours()
+        self._next_gossip = _NEVER
+        self._last_gossip = float("-inf")
+        self._digest = fingerprint(self.local, incarnation)
+        self._changed_at = 0.0
+        self._next_sync = 0.0
+        self._sync_pause = SYNC_MIN
 
     # What others read ----------------------------------------------------------------------
 
@@ -157,32 +212,45 @@ class Membership:
         nodes += [self._member_node(m) for m in self._members.values() if m.listed]
         return nodes
 
+    @property
+    def health(self) -> int:
+        """How much this node doubts itself: 0 is well (Lifeguard's local health)."""
+        return self._detector.health
+
     def next_deadline(self) -> float | None:
         """When tick() is due; None if never."""
-        times = [m.next_ping for m in self._members.values() if not m.waiting]
+        times = [m.next_ping for m in self._pinged.values() if not m.waiting]
         times += [c.next_ask for c in self._contacts if self._asks(c)]
-        return min(times, default=None)
+        times += [m.suspicion.expires() for m in self._suspects.values() if m.suspicion]
+        if self._probed:
+            times.append(self._detector.next_deadline())
+            times.append(self._next_gossip)
+        when = min(times, default=_NEVER)
+        return None if when == _NEVER else when
 
     def leave_notices(self) -> Iterator[Notify]:
         """What to send when this Kamailio stops: to each node in words that it understands."""
         for member in self._members.values():
             if member.listed:
                 status = leave_status(member.agent)
-                body = build_body([self.local], status)
+                incarnation = self.incarnation if member.python else 0
+                body = f"{Line(self.local, status, incarnation)}\r\n"
                 yield Notify(member.uri, body, 1, address=member.address)
 
     # Events --------------------------------------------------------------------------------
 
     def start(self, now: float, known: Iterable[Node] = ()) -> list[Action]:
         """Begin, or go on after a failure of the engine with the nodes that were published."""
+        self._now = now
         for node in known:
             if not node.local:
                 uri = SipUri(node.host, node.port, node.transport)
                 agent = Agent(python=True) if node.python else None
                 address = f"[{node.address}]" if ":" in node.address else node.address
-                self._members[uri.key] = _Member(
-                    uri, node.status, address, agent=agent, next_ping=now
-                )
+                member = _Member(uri, node.status, address, agent=agent, next_ping=now)
+                member.state = State.ALIVE if member.active else State.DOWN
+                self._members[uri.key] = member
+                self._place(member)
                 self._first_list_told = True
         self._touch()
         return self.tick(now)
@@ -196,15 +264,16 @@ class Membership:
         now: float,
     ) -> list[Action]:
         """A notification request of sender (its From URI) has arrived."""
+        self._begin(now)
         self._set_agent(self._members.get(sender.key), agent)
-        news = self._merge(sender.key, lines, now)
+        news = self._merge(sender.key, lines, agent)
         self._c_node_knows(agent, lines)
         member = self._members.get(sender.key)
         self._set_agent(member, agent)
         if news and max_forwards > 1:
-            for other in self._members.values():
-                if other.active:
-                    self._ping(other, now, max_forwards - 1)
+            self._tell_c_nodes(max_forwards - 1)
+        if member is not None and agent.python:
+            self._python_spoke(member, lines, is_request=True)
         self._first_list(member)
         return self.tick(now)
 
@@ -212,6 +281,7 @@ class Membership:
         self, notice: Notify, code: int, lines: list[Line], agent: Agent, now: float
     ) -> list[Action]:
         """The final answer to a notification that we sent; it may come late."""
+        self._begin(now)
         if code != 200:
             member = self._members.get(notice.to.key)
             if code == 503 and member is not None and member.waiting and not member.busy:
@@ -223,17 +293,27 @@ class Membership:
             return self.on_no_answer(notice, now)
         to = notice.to
         member = self._members.get(to.key)
+        was_away = member is not None and not member.active
         if member is not None:
             self._set_agent(member, agent)
             member.waiting = False
-            self._alive(member)
+            if not member.python:
+                self._alive(member)
             member.next_ping = now + self._interval()
         if to.key in self._contact_keys:
             for contact in self._contacts:
                 if to in contact.addresses:
                     contact.next_ask = now + ASK_AGAIN
-        self._merge(None, lines, now)
+        self._merge(to.key if agent.python else None, lines, agent)
         self._c_node_knows(agent, lines)
+        if member is not None and member.python:
+            self._python_spoke(member, lines, is_request=False)
+            if not any(line.uri.key == to.key and line.incarnation for line in lines):
+                self._change(member, Cause.ANSWERED)
+            if notice.asked_by is not None:
+                self._report(notice.asked_by, member, reached=True)
+        if member is not None and was_away and member.active:
+            self._tell_c_nodes(1)
         if member is None:
             member = self._members.get(to.key) or next(iter(self._members.values()), None)
         self._first_list(member)
@@ -241,10 +321,15 @@ class Membership:
 
     def on_no_answer(self, notice: Notify, now: float) -> list[Action]:
         """A notification that we sent was not answered in time, or not with 200."""
+        self._begin(now)
         member = self._members.get(notice.to.key)
-        if member is not None and member.waiting and notice.judged:
-            member.waiting = False
-            self._failed(member, now)
+        if member is not None:
+            if notice.asked_by is not None:
+                self._report(notice.asked_by, member, reached=False)
+            elif member.waiting and notice.judged:
+                member.waiting = False
+                if not member.probed:  # meanwhile it may have said that it is a Python node
+                    self._failed(member)
         return self.tick(now)
 
     def on_resolved(
@@ -257,6 +342,7 @@ class Membership:
     ) -> list[Action]:
         """A look-up has ended; addresses is empty if it failed.  targets: address and port of
         what the SRV records of srv name, in the order in which they are to be tried."""
+        self._begin(now)
         for contact in self._contacts:
             if contact.uri.host == host and contact.srv == srv:
                 port, any_port = contact.uri.port, not contact.uri.port_given
@@ -270,7 +356,7 @@ class Membership:
             self._unresolvable.pop(host, None)
             for uri, itself in waiting.items():
                 if uri.key not in self._members:
-                    self._add(uri, addresses[0], now, itself)
+                    self._add(uri, addresses[0], itself)
         else:
             self._unresolvable = {h: t for h, t in self._unresolvable.items() if t > now}
             self._unresolvable[host] = now + RESOLVE_PAUSE
@@ -282,24 +368,29 @@ class Membership:
     def add(self, uri: SipUri, now: float) -> list[Action]:
         """dmq.add: list a node as active, and ping it.  Nothing happens if it is listed, also
         under another name, or if it is the local one."""
+        self._begin(now)
         for key, member in list(self._members.items()):
             place = (member.address, member.uri.port)
             if not member.listed and uri.key in (key, place):
-                del self._members[key]  # it was only probed
+                self._forget(member)  # it was only probed
         if uri.key not in self._members and uri.key != self.local.key:
-            self._learn(uri, now, itself=False)
+            self._learn(Line(uri, "active"), itself=False)
         return self.tick(now)
 
     def remove(self, uri: SipUri, now: float) -> list[Action]:
         """dmq.remove: take a node from the list and forget it."""
-        member = self._members.pop(uri.key, None)
-        if member is not None and member.listed:
-            self._set_status(member, Status.DISABLED)
-            self._touch()
+        self._begin(now)
+        member = self._members.get(uri.key)
+        if member is not None:
+            self._forget(member)
+            if member.listed:
+                self._set_status(member, Status.DISABLED)
+                self._touch()
         return self.tick(now)
 
     def change_status(self, uri: SipUri, status: Status, now: float) -> list[Action]:
         """dmq.change_status, of a node on the list; it is pinged at the usual time."""
+        self._begin(now)
         member = self._members.get(uri.key)
         if member is not None and member.listed:
             if member.active:
@@ -307,52 +398,88 @@ class Membership:
             member.fails = 0
             member.counts_from = now
             member.next_ping = now + self._interval()
+            member.state = State.ALIVE if status is Status.ACTIVE else State.DOWN
+            member.suspicion = None
             self._set_status(member, status)
+            self._place(member)
         return self.tick(now)
+
+    def _begin(self, now: float) -> None:
+        """Each event begins here: if this process stood still, what it missed says nothing of
+        others."""
+        if (
+            self._expected is not None
+            and now - self._expected > self._settings.probe_timeout / 1000
+        ):
+            late = now - self._expected
+            self._detector.postpone(late)
+            for member in self._suspects.values():
+                if member.suspicion:
+                    member.suspicion.since += late
+            self._expected = None
+        self._now = now
 
     def tick(self, now: float) -> list[Action]:
         """Time has come for what next_deadline() said (or may have); gives what is to be done."""
+        self._begin(now)
         for contact in self._contacts:
             if contact.next_ask <= now and self._asks(contact):
-                self._ask(contact, now)
-        for key, member in list(self._members.items()):
+                self._ask(contact)
+        for member in list(self._pinged.values()):
             if not member.listed and now - member.away_since > FORGET:
-                del self._members[key]
+                self._forget(member)
             elif member.next_ping <= now and not member.waiting:
-                self._ping(member, now)
+                self._ping(member)
+        if self._probed:
+            self._probe()
+            for member in list(self._suspects.values()):
+                if member.suspicion and member.suspicion.expires() <= now:
+                    self._change(member, Cause.EXPIRED)
+            self._gossip()
         actions, self._actions = self._actions, []
         if self._changed:
             self._changed = False
             actions.insert(0, Publish())
+        deadline = self.next_deadline()
+        self._expected = None if deadline is None else max(now, deadline)
         return actions
 
-    # Rules ---------------------------------------------------------------------------------
+    # What lists and rumours say --------------------------------------------------------------
 
-    def _merge(self, sender: Key | None, lines: list[Line], now: float) -> bool:
+    def _merge(self, sender: Key | None, lines: list[Line], agent: Agent) -> bool:
         """Apply a list; True if it told us something new."""
         news = False
         for line in lines:
             key = line.uri.key
+            itself = key == sender
             member = self._members.get(key)
             if key == self.local.key:
-                continue
-            if member is None:
-                if line.status == "active":
-                    news |= self._learn(line.uri, now, itself=key == sender)
-            elif key == sender:
-                if line.uri.transport != member.uri.transport:
-                    member.uri = line.uri
-                    self._touch()
-                news |= self._said_itself(member, line.status, now)
+                self._said_of_us(line)
+            elif member is None:
+                if line.status == "active" and rumour_of(line)[0] == "alive":
+                    news |= self._learn(line, itself, agent if itself else None)
+            elif itself and line.uri.transport != member.uri.transport:
+                member.uri = line.uri
+                self._place(member)
+                self._touch()
+                news |= self._heard_itself(member, line)
+            elif itself:
+                news |= self._heard_itself(member, line)
+            elif line.incarnation and member.python:
+                state, by = rumour_of(line)
+                if sender is not None and state == "down":
+                    teller = self._members.get(sender)
+                    by |= {mark(teller.uri)} if teller else set()
+                self._heard_of(member, line.incarnation, state, by)
             elif (line.status == "active") != member.active:
-                if now - member.last_sent >= PROBE_MIN:
-                    member.next_ping = now
+                self._look(member)
         return news
 
-    def _learn(self, uri: SipUri, now: float, itself: bool) -> bool:
+    def _learn(self, line: Line, itself: bool, agent: Agent | None = None) -> bool:
+        uri = line.uri
         if is_address(uri.host):
-            return self._add(uri, uri.host, now, itself)
-        if now >= self._unresolvable.get(uri.host, now):
+            return self._add(uri, uri.host, itself, line.incarnation, agent)
+        if self._now >= self._unresolvable.get(uri.host, self._now):
             if uri.host not in self._resolving and len(self._resolving) >= 1000:
                 return False  # it is told again
             waiting = self._resolving.setdefault(uri.host, {})
@@ -361,74 +488,176 @@ class Membership:
             waiting[uri] = waiting.get(uri, False) or itself
         return False
 
-    def _add(self, uri: SipUri, address: str, now: float, itself: bool) -> bool:
+    def _add(
+        self,
+        uri: SipUri,
+        address: str,
+        itself: bool,
+        incarnation: int = 0,
+        agent: Agent | None = None,
+    ) -> bool:
         """A node that is not on the list; itself: it is the one that says so."""
         place = (address, uri.port)
         if place in self._local_places:
             return False
-        for key, other in self._members.items():
+        for other in self._members.values():
             if (other.address, other.uri.port) == place:
                 if not itself:
                     return False
-                del self._members[key]
+                self._forget(other)
                 if other.active:
                     self._actions.append(Tell(DOWN, self._member_node(other)))
                 break
-        member = _Member(uri, Status.ACTIVE, address, next_ping=now)
+        if incarnation and agent is None:
+            agent = Agent(python=True)  # only of those an incarnation is told
+        member = _Member(uri, Status.ACTIVE, address, agent=agent, next_ping=self._now)
+        if member.python:
+            member.incarnation = incarnation
         self._members[uri.key] = member
+        self._place(member)
         self._touch()
+        self._rumour(member)
         self._actions.append(Tell(UP, self._member_node(member)))
         return True
 
-    def _said_itself(self, member: _Member, status: str, now: float) -> bool:
+    def _heard_itself(self, member: _Member, line: Line) -> bool:
         """A node speaks of itself: it is believed."""
         before = member.active
-        if status == "active":
+        if member.python and line.incarnation:
+            state, by = rumour_of(line)
+            self._heard_of(member, line.incarnation, state, by)
+            if state == "alive" and line.incarnation == member.incarnation:
+                self._change(member, Cause.ANSWERED)
+        elif line.status == "active":
             self._alive(member)
             if not before:
-                member.next_ping = now
+                member.next_ping = self._now
         elif before:
-            self._away(member, Status(status), now)
+            member.state = State.LEFT
+            self._away(member, Status(line.status))
         return member.active is not before
+
+    def _heard_of(
+        self, member: _Member, incarnation: int, state: str, by: frozenset[str] | set[str]
+    ) -> None:
+        """What is said of a Python node, in order of its incarnations."""
+        if state == "alive":
+            if incarnation > member.incarnation:
+                self._set_incarnation(member, incarnation)
+                if not self._change(member, Cause.NEWER):
+                    self._rumour(member)
+            elif not member.active:
+                self._look(member)
+            return
+        if incarnation < member.incarnation:
+            return
+        self._set_incarnation(member, incarnation)
+        if member.suspicion is not None and not by <= member.suspicion.by:
+            # Two nodes may bear the same mark: this many confirm it at least.
+            member.suspicion.by |= set(sorted(by)[:4])
+            self._rumour(member)
+        self._change(member, _CAUSES[state], by)
+
+    def _said_of_us(self, line: Line) -> None:
+        """Somebody doubts us, or knows a later incarnation than ours: refute it.  (A C node's
+        word needs no answer: our pings give it.)"""
+        state, _ = rumour_of(line)
+        if line.incarnation > self.incarnation or (
+            line.incarnation == self.incarnation and state != "alive"
+        ):
+            if state != "alive":
+                self._detector.worse()
+            self._digest ^= fingerprint(self.local, self.incarnation)
+            self.incarnation = line.incarnation + 1
+            self._digest ^= fingerprint(self.local, self.incarnation)
+            self._touch()
+            self._say(self.local.key, rumour_line(self.local, self.incarnation, "alive"))
+
+    def _look(self, member: _Member) -> None:
+        """Others see it otherwise than we do: ask it."""
+        if self._now - member.last_sent >= PROBE_MIN and not member.probed:
+            member.next_ping = self._now
+
+    # How a node changes ----------------------------------------------------------------------
+
+    def _change(
+        self, member: _Member, cause: Cause, by: frozenset[str] | set[str] = frozenset()
+    ) -> bool:
+        """Let a Python node change as swim.TRANSITIONS says; True if it did."""
+        new = TRANSITIONS.get((member.state, cause))
+        if new is None or not member.python:
+            return False
+        member.state = new
+        member.suspicion = None
+        if new is State.SUSPECT:
+            by = set(sorted(by)[:4]) or {mark(self.local)}
+            member.suspicion = self._detector.suspicion(self._now, by, len(self._probed))
+            self._tell_suspect(member)
+        elif new is State.ALIVE:
+            if not member.active:
+                self._alive(member)
+                if cause is Cause.ANSWERED:
+                    self._tell_suspect(member, State.DOWN)
+        else:
+            self._away(member, self._status_away(member, new))
+        self._place(member)
+        if cause is not Cause.ANSWERED:
+            self._rumour(member)
+        return True
+
+    def _status_away(self, member: _Member, state: State) -> Status:
+        """The C module's rules for a node that does not answer any more."""
+        settings = self._settings
+        if state is State.LEFT or settings.fail_count_enabled:
+            return Status.NOT_ACTIVE
+        if member.uri.key in self._contact_keys or not settings.remove_inactive:
+            return Status.NOT_ACTIVE
+        return Status.DISABLED
 
     def _alive(self, member: _Member) -> None:
         member.fails = 0
         member.busy = False
+        member.state = State.ALIVE
         if not member.active:
             member.listed = True
             self._set_status(member, Status.ACTIVE)
+            self._place(member)
             if self._first_list_told:
                 self._actions.append(FirstList(self._member_node(member)))
 
-    def _away(self, member: _Member, status: Status, now: float) -> None:
+    def _away(self, member: _Member, status: Status) -> None:
         if member.active:
-            member.away_since = now
+            member.away_since = self._now
         self._set_status(member, status)
-        member.counts_from = now + self._settings.ping_interval
-        member.next_ping = now + PROBE_MIN
+        member.waiting = False
+        member.counts_from = self._now + self._settings.ping_interval
+        member.next_ping = self._now + PROBE_MIN
+        self._place(member)
 
-    def _failed(self, member: _Member, now: float) -> None:
+    def _failed(self, member: _Member) -> None:
         """The C module's rules for a ping without answer (6.1)."""
-        settings = self._settings
+        settings, now = self._settings, self._now
         if member.listed and (member.active or now >= member.counts_from):
             member.fails += 1
             if member.status is Status.DISABLED:
                 member.listed = False
                 self._touch()
+                self._place(member)
             elif settings.fail_count_enabled:
                 if not member.active:
                     if member.fails > settings.fail_count_threshold_disabled:
-                        self._away(member, Status.DISABLED, now)
+                        self._away(member, Status.DISABLED)
                 elif member.fails > settings.fail_count_threshold_not_active:
-                    self._away(member, Status.NOT_ACTIVE, now)
+                    self._away(member, Status.NOT_ACTIVE)
             elif member.uri.key in self._contact_keys or not settings.remove_inactive:
-                self._away(member, Status.NOT_ACTIVE, now)
+                self._away(member, Status.NOT_ACTIVE)
             else:
-                self._away(member, Status.DISABLED, now)
+                self._away(member, Status.DISABLED)
         if member.active:
             member.next_ping = now + self._interval()
         else:
             pause = max(PROBE_MIN, min((now - member.away_since) / 5, PROBE_MAX))
+            pause *= max(1.0, (len(self._probed) + 1) / PROBERS)
             member.next_ping = member.last_sent + pause * self._rng.uniform(0.8, 1.0)
 
     def _set_status(self, member: _Member, status: Status) -> None:
@@ -438,40 +667,256 @@ class Membership:
             self._actions.append(Tell(_EVENTS[status], self._member_node(member)))
 
     def _set_agent(self, member: _Member | None, agent: Agent) -> None:
-        if member is not None and member.agent != agent:
-            member.agent = agent
+        if member is None or member.agent == agent:
+            return
+        if member.python and not agent.python:  # kemi_dmq was replaced by the C module
+            member.incarnation = 0
+            member.suspicion = None
+            member.next_ping = self._now
+        member.agent = agent
+        member.state = State.ALIVE if member.active else State.DOWN
+        self._touch()
+        self._place(member)
+
+    def _set_incarnation(self, member: _Member, incarnation: int) -> None:
+        if incarnation != member.incarnation:
+            member.incarnation = incarnation
             self._touch()
+            self._place(member)
+
+    def _place(self, member: _Member) -> None:
+        """Put a member where its state belongs, and its part into the digest."""
+        key, here = member.uri.key, member.uri.key in self._members
+        was_probed = bool(self._probed)
+        for group, belongs in (
+            (self._probed, member.probed),
+            (self._pinged, not member.probed),
+            (self._suspects, member.suspicion is not None),
+        ):
+            if here and belongs:
+                group[key] = member
+            else:
+                group.pop(key, None)
+        if self._probed and not was_probed:
+            self._detector.start(self._now)
+        counts = here and member.active and member.agent is not None
+        share = 0
+        if counts and (member.incarnation or not member.python):
+            share = fingerprint(member.uri, member.incarnation)
+        if share != member.share:
+            self._digest ^= share ^ member.share
+            member.share = share
+            self._touch()
+
+    def _forget(self, member: _Member) -> None:
+        self._members.pop(member.uri.key, None)
+        member.suspicion = None
+        self._rumours.drop(member.uri.key)
+        self._place(member)
 
     def _first_list(self, member: _Member | None) -> None:
         if not self._first_list_told:
             self._first_list_told = True
             self._actions.append(FirstList(self._member_node(member) if member else None))
 
+    # Between Python nodes: probes --------------------------------------------------------------
+
+    def _probe(self) -> None:
+        for step in self._detector.tick(self._now, lambda: list(self._probed)):
+            member = self._probed.get(step.key)
+            if member is None:
+                continue
+            if isinstance(step, Probe):
+                self._say_to(member, patience=self._detector.patience * 2)
+            elif isinstance(step, AskOthers):
+                for key in step.helpers:
+                    head = self._head(probe=step.key)
+                    self._say_to(self._probed[key], head, patience=2 * self._detector.patience)
+            elif isinstance(step, Missed):
+                by = {mark(self.local)}
+                by |= {mark(self._members[k].uri) for k in step.confirmed_by if k in self._members}
+                self._change(member, Cause.MISSED, by)
+
+    def _python_spoke(self, member: _Member, lines: list[Line], is_request: bool) -> None:
+        """A Python node has told or answered something: what its own line says."""
+        own = next((line for line in lines if line.uri.key == member.uri.key), None)
+        if member.state is not State.LEFT:
+            self._detector.heard(member.uri.key)
+        if own is None or not own.incarnation or own.status != "active":
+            return
+        head = parse_head(own)
+        if head.probe is not None and is_request:
+            self._probe_for(member, head.probe)
+        if head.reached is not None:
+            self._detector.heard(head.reached)
+        if head.missed is not None:
+            self._detector.missed_by(head.missed, member.uri.key)
+        if head.wants_list and is_request and member.probed:
+            self._send_rest(member)
+        if head.digest is not None:
+            self._compare(member, head.digest)
+
+    def _probe_for(self, asker: _Member, key: Key) -> None:
+        target = self._members.get(key)
+        if target is not None and target.python:
+            head = self._head()
+            self._say_to(target, head, patience=self._detector.patience, asked_by=asker.uri.key)
+
+    def _report(self, asker: Key, member: _Member, reached: bool) -> None:
+        to = self._probed.get(asker)
+        if to is not None:
+            key = member.uri.key
+            head = self._head(reached=key) if reached else self._head(missed=key)
+            self._say_to(to, head, patience=1.0)
+
+    # Between Python nodes: rumours and lists -----------------------------------------------------
+
+    def _head(
+        self,
+        wants_list: bool = False,
+        probe: Key | None = None,
+        reached: Key | None = None,
+        missed: Key | None = None,
+    ) -> Head:
+        return Head(self.local, self.incarnation, self._digest, wants_list, probe, reached, missed)
+
+    def _say_to(
+        self,
+        member: _Member,
+        head: Head | None = None,
+        *,
+        patience: float,
+        more: str = "",
+        asked_by: Key | None = None,
+    ) -> None:
+        """A message to a Python node, with what else there is to tell."""
+        if member.state is not State.ALIVE and not more:
+            more = self._line_of(member)  # so that it can refute
+        rumours = "" if more else self._rumours.take(self._rumour_limit())
+        self._actions.append(
+            Notify(
+                member.uri,
+                (head or self._head()).line() + more + rumours,
+                1,
+                patience,
+                member.address,
+                judged=False,
+                again=patience / 3,
+                asked_by=asked_by,
+            )
+        )
+
+    def _tell_suspect(self, member: _Member, state: State = State.SUSPECT) -> None:
+        """Tell a node what was thought of it, so that it refutes that."""
+        by = member.suspicion.by if member.suspicion else ()
+        line = rumour_line(member.uri, member.incarnation, state.value, by)
+        self._say_to(member, more=line, patience=2.0)
+
+    def _line_of(self, member: _Member) -> str:
+        by = member.suspicion.by if member.suspicion else ()
+        state = member.state.value if member.python else "alive"
+        return rumour_line(member.uri, member.incarnation, state, by)
+
+    def _rumour(self, member: _Member) -> None:
+        """Pass on what we now believe of a node."""
+        if (member.python or member.active) and (member.incarnation or not member.python):
+            self._say(member.uri.key, self._line_of(member))
+
+    def _say(self, key: Key, line: str) -> None:
+        self._rumours.add(key, line)
+        self._next_gossip = min(self._next_gossip, max(self._now, self._last_gossip + GOSSIP_PAUSE))
+
+    def _rumour_limit(self) -> int:
+        """In how many messages a rumour travels (memberlist's retransmit_mult)."""
+        return self._settings.retransmit_mult * math.ceil(math.log10(len(self._probed) + 2))
+
+    def _gossip(self) -> None:
+        if self._now < self._next_gossip:
+            return
+        self._last_gossip = self._now
+        nodes = list(self._probed.values())
+        for member in self._rng.sample(nodes, min(self._settings.gossip_nodes, len(nodes))):
+            if self._rumours:
+                self._say_to(member, patience=0.5)
+        if self._rumours:
+            self._next_gossip = self._now + self._settings.gossip_interval / 1000
+        else:
+            self._next_gossip = _NEVER
+            self._changed = True  # the answers need not tell them any more
+
+    def _compare(self, member: _Member, digest: int) -> None:
+        """Exchange lists with a node whose digest is not ours, once rumours have come to rest."""
+        now = self._now
+        quiet = not self._rumours and now - self._changed_at >= QUIET
+        if digest == self._digest or not quiet or now < self._next_sync or not member.probed:
+            return
+        self._next_sync = now + self._sync_pause * self._rng.uniform(0.5, 1.5)
+        self._sync_pause = min(2 * self._sync_pause, SYNC_MAX)
+        for number, piece in enumerate(gossip.pieces(self._list_lines())):
+            self._say_to(member, self._head(wants_list=number == 0), patience=2.0, more=piece)
+
+    def _send_rest(self, member: _Member) -> None:
+        """A list that does not fit into the answer follows in pieces."""
+        lines = list(self._list_lines())
+        if sum(map(len, lines)) > LIST_BYTES:
+            for piece in gossip.pieces(lines):
+                self._say_to(member, patience=2.0, more=piece)
+
+    def _list_lines(self) -> Iterator[str]:
+        for member in self._members.values():
+            if member.active or (member.python and member.incarnation):
+                yield self._line_of(member)
+
     # Sending -------------------------------------------------------------------------------
 
-    def _ping(self, member: _Member, now: float, max_forwards: int = 1) -> None:
+    def _ping(self, member: _Member, max_forwards: int = 1) -> None:
+        """To a C node, to one that is away, or to one of which it is not known what it is."""
         member.waiting = True
-        member.last_sent = now
-        member.next_ping = now + self._interval()
-        body = self._body_for(member.agent)
-        if member.active:
-            notice = Notify(member.uri, body, max_forwards, address=member.address)
-        else:
-            notice = Notify(
-                member.uri, body, JOIN_MAX_FORWARDS, PROBE_PATIENCE, address=member.address
-            )
-        self._actions.append(notice)
+        member.last_sent = self._now
+        member.next_ping = self._now + self._interval()
+        patience = 8.0
+        if not member.active:
+            max_forwards, patience = JOIN_MAX_FORWARDS, PROBE_PATIENCE
+        body = self.c_body()
+        if member.agent is None or member.python:
+            body = self._first_words(member)
+        self._actions.append(
+            Notify(member.uri, body, max_forwards, patience, address=member.address)
+        )
 
-    def _body_for(self, agent: Agent | None) -> str:
-        python = agent is not None and agent.python
-        if python not in self._bodies:
-            if python:
-                uris = [self.local, *(m.uri for m in self._members.values() if m.active)]
-                share = python_share(uris, self._rng.getrandbits(30))
-            else:
-                share = self._c_share()
-            self._bodies[python] = build_body(share)
-        return self._bodies[python]
+    def _tell_c_nodes(self, max_forwards: int) -> None:
+        """Pass the list on, as the C module does; Python nodes hear it as rumours."""
+        for member in self._pinged.values():
+            if member.active:
+                self._ping(member, max_forwards)
+
+    def _first_words(self, member: _Member | None = None) -> str:
+        """The list for somebody who may be a Python node or not: a C node passes over what it
+        does not know in the first line."""
+        head = self._head(wants_list=True).line()
+        if member is not None and member.python:
+            return head + self._line_of(member)
+        own = f"{Line(self.local, 'active')}\r\n"
+        return self.c_body().replace(own, head)
+
+    def c_body(self) -> str:
+        """The list as it is told to C nodes."""
+        if self._c_body is None:
+            self._c_body = build_body(self._c_share())
+        return self._c_body
+
+    def answer_body(self) -> str:
+        """What Python nodes are answered."""
+        return self._head().line() + self._rumours.peek()
+
+    def list_body(self) -> str:
+        """What Python nodes are answered that want the list: as much as one message takes."""
+        lines = self._head().line()
+        for line in self._list_lines():
+            if len(lines) + len(line) > LIST_BYTES:
+                break
+            lines += line
+        return lines
 
     def _c_share(self) -> list[SipUri]:
         """What C nodes are told of.  They keep what they were told, so the choice changes only by
@@ -487,10 +932,6 @@ class Membership:
         share = c_share([uris[key] for key in (*known, *others)])
         self._known_to_c = dict.fromkeys(uri.key for uri in share)
         return share
-
-    def c_body(self) -> str:
-        """The list as it is told to C nodes."""
-        return self._body_for(None)
 
     def _c_node_knows(self, agent: Agent, lines: list[Line]) -> None:
         if not agent.python:
@@ -516,9 +957,9 @@ class Membership:
         members = [self._members.get(uri.key) for uri in contact.addresses]
         return any(member is None or not member.active for member in members)
 
-    def _ask(self, contact: _Contact, now: float) -> None:
+    def _ask(self, contact: _Contact) -> None:
         alone = not any(member.active for member in self._members.values())
-        contact.next_ask = now + (ASK_ALONE if alone else ASK_AGAIN)
+        contact.next_ask = self._now + (ASK_ALONE if alone else ASK_AGAIN)
         if is_address(contact.uri.host):
             self._set_places(contact, [contact.uri.key])
             self._ask_addresses(contact)
@@ -530,9 +971,10 @@ class Membership:
     def _ask_addresses(self, contact: _Contact) -> None:
         for uri in contact.addresses:
             if uri.key not in self._members:  # else it is pinged or probed
-                body = self._body_for(None)
                 self._actions.append(
-                    Notify(uri, body, JOIN_MAX_FORWARDS, PROBE_PATIENCE, judged=False)
+                    Notify(
+                        uri, self._first_words(), JOIN_MAX_FORWARDS, PROBE_PATIENCE, judged=False
+                    )
                 )
 
     def _set_places(self, contact: _Contact, places: list[Key]) -> None:
@@ -545,11 +987,12 @@ class Membership:
 
     def _touch(self) -> None:
         self._changed = True
-        self._bodies.clear()
+        self._changed_at = self._now
+        self._sync_pause = SYNC_MIN
+        self._c_body = None
 
     def _member_node(self, member: _Member) -> Node:
-        python = member.agent is not None and member.agent.python
-        return _node(member.uri, member.status, python=python, address=member.address)
+        return _node(member.uri, member.status, python=member.python, address=member.address)
 
 
 def srv_name(uri: SipUri, multi_notify: int) -> str:

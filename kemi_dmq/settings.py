@@ -64,6 +64,25 @@ class Settings:
     #: 1: C modules that stand after app_python3 in kamailio.cfg (htable, dialog, dmq_usrloc,
     #: presence, from 6.1 on rtpengine) use this bus as they would use dmq.so.  Needs python3-cffi.
     bind_c_modules: int = 0
+    #: Python nodes watch each other by probes (docs/membership.md); names and meanings are those of
+    #: HashiCorp's memberlist.  Milliseconds between two probes of a node.
+    probe_interval: int = 900
+    #: Milliseconds until a probe that was not answered is tried through others.
+    probe_timeout: int = 400
+    #: Through how many others.
+    indirect_checks: int = 3
+    #: A suspicion that others confirm lasts so many probe_intervals, during which the suspect can
+    #: refute it.
+    suspicion_mult: int = 3
+    #: One that nobody confirms lasts so many times as long.
+    suspicion_max_timeout_mult: int = 2
+    #: How far a node that doubts itself stretches its timeouts.
+    awareness_max_multiplier: int = 8
+    #: Milliseconds between two messages with the same news, to how many nodes at a time, and in how
+    #: many messages in all (times the logarithm of the number of nodes).
+    gossip_interval: int = 200
+    gossip_nodes: int = 3
+    retransmit_mult: int = 4
     #: Bytes of shared memory that remember answered requests, so that a copy of one is answered
     #: again and not run again.  8 MB hold 32 s (RFC 3261, timer J) of 8,000 messages a second.
     once_memory: int = 8 * 1024 * 1024
@@ -94,6 +113,15 @@ _RANGES = {
     "init_with_single": _FLAG,
     "sl_send": _FLAG,
     "bind_c_modules": _FLAG,
+    "probe_interval": _Range(100, 60_000),
+    "probe_timeout": _Range(50, 60_000),
+    "indirect_checks": _Range(0, 10),
+    "suspicion_mult": _Range(1, 100),
+    "suspicion_max_timeout_mult": _Range(1, 100),
+    "awareness_max_multiplier": _Range(1, 100),
+    "gossip_interval": _Range(20, 10_000),
+    "gossip_nodes": _Range(1, 20),
+    "retransmit_mult": _Range(1, 100),
     "once_memory": _Range(64 * 1024, 4 * 1024**3),
     "c_tcp_rd_buf_size": _Range(1024, 16 * 1024**2),
 }

@@ -39,6 +39,9 @@ _URI = re.compile(
 )
 
 
+_PARAMETER = re.compile(r"[a-z_]+=[A-Za-z0-9.:\[\]_-]*")
+
+
 class WireError(ValueError):
     """The other side (or a setting) sent something that is not what RFC 3261 or DMQ defines."""
 
@@ -132,22 +135,62 @@ def is_sip_uri(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a notification body: a node and the status its sender gives it."""
+    """One line of a notification body: a node and the status its sender gives it.
+
+    Python nodes add parameters, which C nodes pass over: ``inc``, the node's incarnation, and
+    others (gossip.py).  To a C node any line that we write says status=active, since it may not
+    know another word.
+    """
 
     uri: SipUri
     status: str  # "active", "not_active" or "disabled"
+    incarnation: int = 0  # 0: its sender does not know one
+    #: the other parameters, as they are written: "state=suspect;by=1f.a0"
+    more: str = ""
+
+    def __str__(self) -> str:
+        incarnation = f";inc={self.incarnation}" if self.incarnation else ""
+        more = f";{self.more}" if self.more else ""
+        return f"{self.uri};status={self.status}{incarnation}{more}"
+
+    def parameters(self) -> dict[str, str]:
+        """Those of more."""
+        return dict(part.partition("=")[::2] for part in self.more.split(";") if part)
+
+
+#: Longer parameters than this are not what a Python node sends.
+MAX_MORE = 300
+_INCARNATION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def parse_line(text: str) -> Line:
-    uri, params = _parse(text.strip())
-    for param in params.split(";")[1:]:
-        name, _, value = param.partition("=")
-        if name.lower() == "status":
+    text = text.strip()
+    # Python nodes write the status before their parameters: so a URI is parsed once.
+    uri_text, found, rest = text.partition(";status=")
+    if not found or ";transport=" in rest.lower():
+        uri_text, rest = text, ""
+    uri, params = _parse(uri_text)
+    status = None
+    incarnation, more = 0, []
+    for param in rest.split(";") if rest else params.split(";")[1:]:
+        name, equals, value = param.partition("=")
+        name = name.lower()
+        if rest and status is None and not equals:
+            name, value = "status", param
+        if name == "status":
             status = WIRE_STATUSES.get(value.lower())
             if status is None:
                 raise WireError(f"unknown status in {text[:200]!r}")
-            return Line(uri.with_user(""), status)
-    raise WireError(f"no status in {text[:200]!r}")
+        elif name == "inc":
+            if not _INCARNATION.fullmatch(value):
+                raise WireError(f"no incarnation in {text[:200]!r}")
+            incarnation = int(value)
+        elif name != "transport" and _PARAMETER.fullmatch(param):
+            more.append(param)
+    if status is None:
+        raise WireError(f"no status in {text[:200]!r}")
+    kept = ";".join(more)
+    return Line(uri.with_user(""), status, incarnation, kept if len(kept) <= MAX_MORE else "")
 
 
 def parse_body(body: str) -> tuple[list[Line], int]:

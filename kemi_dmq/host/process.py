@@ -84,7 +84,13 @@ class EngineProcess:
         self._resolver = resolver
         self._goodbye: list[tuple[SipUri, str]] = []
         self._stale_goodbye = True
-        self._engine = Engine(bus.settings, self, random.Random(os.urandom(16)), bus.user_agent())
+        self._engine = Engine(
+            bus.settings,
+            self,
+            random.Random(os.urandom(16)),
+            bus.user_agent(),
+            time.time_ns() // 1_000_000,
+        )
         self._started = False
 
     def run(self) -> None:

@@ -85,8 +85,8 @@ class SimulatedCNode:
         news = False
         for line in body.splitlines():
             try:
-                uri = parse_uri(line.partition(";status=")[0])
-                status = line.partition(";status=")[2]
+                text, _, parameters = line.partition(";status=")
+                uri, status = parse_uri(text), parameters.partition(";")[0]
                 if not is_address(uri.host) and uri.host not in self.simulator.names:
                     raise WireError(f"{uri.host} does not resolve")
                 if status not in self._words:

@@ -45,7 +45,8 @@ class SimulatedPythonNode:
 
     def _new_engine(self) -> Engine:
         rng = random.Random(self._rng.getrandbits(64))
-        return Engine(self.settings, self, rng, self.bus.user_agent())
+        incarnation = 1 + int((1_000_000 + self.simulator.now) * 1000)
+        return Engine(self.settings, self, rng, self.bus.user_agent(), incarnation)
 
     def start(self) -> None:
         self.engine.start(self.simulator.now, [])

@@ -14,7 +14,7 @@ from hypothesis import settings
 from kemi_dmq import dmq as runtime_module
 from kemi_dmq.api import DmqApi
 from kemi_dmq.dmq import DMQ
-from kemi_dmq.engine import pack_nodes
+from kemi_dmq.engine import Bodies, pack_nodes
 from kemi_dmq.node import Node, Status
 from kemi_dmq.peer import Peer, Registry
 from kemi_dmq.testing.fake_kamailio import FakeKamailio, Request, SentReply
@@ -102,12 +102,9 @@ class Bed:
     def publish(self, *nodes: Node) -> None:
         """What the engine does when the list changes."""
         local = node(LOCAL, local=True)
-        self.runtime.shared.snapshot.publish(
-            pack_nodes(
-                [local, *nodes],
-                build_body(c_share(parse_uri(n.uri) for n in [local, *nodes] if n.active)),
-            )
-        )
+        uris = [parse_uri(n.uri) for n in [local, *nodes] if n.active]
+        bodies = Bodies(build_body(c_share(uris)), build_body(uris[:1]), build_body(uris))
+        self.runtime.shared.snapshot.publish(pack_nodes([local, *nodes], bodies))
 
     def ask(self, request: Request) -> SentReply:
         """The one reply to a request for the bus."""

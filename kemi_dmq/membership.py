@@ -51,8 +51,8 @@ RESOLVE_PAUSE = 10.0
 #: News go out at once, but not more often than this.
 GOSSIP_PAUSE = 0.02
 #: Lists that differ are compared when nothing has changed for so long, and then not at once again.
-QUIET = 1.0
-SYNC_MIN = 2.0
+QUIET = 0.4
+SYNC_MIN = 1.0
 SYNC_MAX = 60.0
 
 UP, DOWN, DISABLED = "dmq:peer-up", "dmq:peer-down", "dmq:peer-disabled"

@@ -126,7 +126,7 @@ class Network:
         if not reliable:
             duplication = self.duplication if link.duplication is None else link.duplication
             if duplication and random() < duplication:
-                return [time, time + shortest + (longest - shortest) * random()]
+                return [time, time + (longest - shortest) * random()]
         return [time]
 
     def _conditions(self, sender: Key, to: Key) -> Link:

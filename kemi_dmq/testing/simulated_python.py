@@ -12,7 +12,7 @@ from ..bus import Bus
 from ..callbacks import run_callback
 from ..engine import Engine, resolved_event, unpack_nodes
 from ..node import Node
-from ..peer import Registry
+from ..peer import Peer, Registry
 from ..settings import Settings
 from ..shared import Shared
 from ..wire import SipUri, parse_uri
@@ -69,7 +69,7 @@ class SimulatedPythonNode(SimulatedNode):
         self._deadline: float | None = None  # of the engine, by this node's clock
         self._wakes_at: float | None = None  # the simulator's time
         self._host = SimulatedHost(self)
-        self.registry = Registry()
+        self.registry = _Registry()
         self.bus = _Bus(settings, cast(Shared, SimulatedShared(self)), self._host, self.registry)
         self.api = DmqApi(self.registry)
         self.api._bind(self.bus)
@@ -80,7 +80,9 @@ class SimulatedPythonNode(SimulatedNode):
         """As DMQ(), the script and attach() do it."""
         self.registry.open_generation()
         if self.load is not None:
+            self.registry.loading = True
             self.script = self.load(self)
+            self.registry.loading = False
         name = self.settings.event_callback
         self._on_event = getattr(self.script, name) if name else None
         self.registry.commit()
@@ -228,6 +230,18 @@ class SimulatedPythonNode(SimulatedNode):
     def clock_changed(self) -> None:
         self._wakes_at = None
         self._set_alarm()
+
+
+class _Registry(Registry):
+    loading = False
+
+    def register(self, peer: Peer) -> Peer:
+        if not self.loading:
+            raise RuntimeError(
+                f"peer {peer.peer_id!r} is registered outside of loading; register it in the "
+                "script given to add_node()"
+            )
+        return super().register(peer)
 
 
 class _Bus(Bus):

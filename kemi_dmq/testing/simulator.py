@@ -12,6 +12,7 @@ peer with it.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from typing import Any, Literal, overload
@@ -321,9 +322,12 @@ class Simulator(Timeline, Network):
         """What happened: time, node, and what it did or was told; a line for each."""
         return self._record.lines()
 
-    def lines(self, *, datagrams: bool = True, since: float = 0.0) -> list[str]:
-        """The transcript from some time on, also without datagrams: only what changed."""
-        return self._record.lines(datagrams, since)
+    def lines(
+        self, *, datagrams: bool = True, since: float = 0.0, until: float = math.inf
+    ) -> list[str]:
+        """The transcript from a time to before another one, also without datagrams: only what
+        changed."""
+        return self._record.lines(datagrams, since, until)
 
     def _step_limit(self) -> int:
         return MAX_STEPS + 1000 * len(self.nodes)

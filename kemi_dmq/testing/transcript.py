@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -41,11 +42,13 @@ class Transcript:
         if self.on:
             self.records.append(Record(time, node, fate, to, text))
 
-    def lines(self, datagrams: bool = True, since: float = 0.0) -> list[str]:
+    def lines(
+        self, datagrams: bool = True, since: float = 0.0, until: float = math.inf
+    ) -> list[str]:
         return [
             self._line(record)
             for record in self.records
-            if record.time >= since and (datagrams or record.to is None)
+            if since <= record.time < until and (datagrams or record.to is None)
         ]
 
     def _line(self, record: Record) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any
 
 from ..settings import Settings
@@ -57,7 +57,7 @@ class SimulatedNode:
         """Its list: the status of each node, itself included."""
         raise NotImplementedError
 
-    def active_keys(self) -> frozenset[Key]:
+    def active_keys(self) -> Set[Key]:
         return frozenset(uri.key for uri, status in self.listed().items() if status == "active")
 
     # Clocks

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any, Literal, overload
 
 from .. import settings as settings_module
@@ -54,10 +54,12 @@ class Simulator(Timeline, Network):
         self.names: dict[str, list[str]] = {}  # the DNS
         self.nodes: dict[Key, AnyNode] = {}
         self.datagrams = 0  # delivered so far, copies included
+        self.same: dict[Any, Any] = {}  # values that many nodes hold, once
         self._record = Transcript()
         self._record.on = records
         self._running: frozenset[Key] | None = None
-        self._not_whole: Key | None = None  # who was the last one to miss somebody
+        self._not_whole: Key = ("", 0)  # who was the last one to miss somebody
+        self._equal: dict[Key, tuple[Set[Key], frozenset[Key]]] = {}
 
     # Nodes ---------------------------------------------------------------------------------
 
@@ -215,13 +217,21 @@ class Simulator(Timeline, Network):
     def whole(self) -> bool:
         """Whether each node that runs lists exactly those that run as active."""
         running = self.running()
-        suspect = self._not_whole
-        if suspect in running and self.nodes[suspect].active_keys() != running:
-            return False
+        if self._not_whole in running and not self._lists(self._not_whole, running):
+            return False  # as a rule the one that was not when this was asked last
         for key in running:
-            if self.nodes[key].active_keys() != running:
+            if not self._lists(key, running):
                 self._not_whole = key
                 return False
+        return True
+
+    def _lists(self, key: Key, running: frozenset[Key]) -> bool:
+        active = self.nodes[key].active_keys()
+        equal = self._equal.get(key)
+        if equal is None or equal[0] is not active or equal[1] is not running:
+            if active != running:
+                return False
+            self._equal[key] = (active, running)  # compared once, while neither changes
         return True
 
     def stuck(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,3 +49,13 @@ def test_the_commands_on_the_page_run(capsys: pytest.CaptureFixture[str]) -> Non
     for line in lines:
         assert command.main(shlex.split(line.replace("--runs 100", "--runs 3"))) == 0
         assert capsys.readouterr().out.endswith(", 0 failed\n")
+
+
+def test_the_simulator_needs_nothing_but_the_package() -> None:
+    modules = "simulator", "schedule", "__main__"
+    program = "import sys\n" + "".join(f"import kemi_dmq.testing.{name}\n" for name in modules)
+    program += "print(sorted({'pytest', 'hypothesis', 'KSR', '_pytest'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

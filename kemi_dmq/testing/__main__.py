@@ -41,19 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
     }
     failed = 0
     for seed in range(options.seed, options.seed + options.runs):
+        error_text = ""
         try:
             if options.schedule is None:
                 scenario = random_scenario(seed, **more)
             else:
                 scenario = Scenario(seed, options.nodes, options.schedule, **more)
-        except ValueError as error:
-            parser.error(str(error))
-        error_text = ""
-        try:
             scenario.run()
         except ScenarioError as error:
             failed += 1
             error_text = str(error)
+        except ValueError as error:
+            parser.error(str(error))
         if options.runs == 1 and options.transcript != "no":
             for line in scenario.simulator.lines(datagrams=options.transcript == "all"):
                 print(line)

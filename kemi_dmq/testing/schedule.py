@@ -21,12 +21,14 @@ Node n is 10.0.0.n.  All have the first two as notification addresses.
 
 from __future__ import annotations
 
+import inspect
 import random
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
+from ..settings import SettingError
 from .simulated_python import SimulatedPythonNode
 from .simulator import AnyNode, Simulator
 from .sip_text import short
@@ -46,6 +48,10 @@ class ScenarioError(AssertionError):
     """What did not hold, and the line that runs the scenario again."""
 
 
+class StepError(ValueError):
+    """A step of a schedule is wrong: names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     delay: float
@@ -57,17 +63,17 @@ class Step:
 
 
 def parse_schedule(text: str) -> list[Step]:
-    """ValueError for what is no schedule."""
+    """StepError for what is no schedule."""
     steps = []
     for part in filter(None, map(str.strip, text.split(";"))):
         delay, _, rest = part.partition(" ")
         action, _, arguments = rest.strip().partition(" ")
         if action not in ACTIONS:
-            raise ValueError(f"step {part!r}: action {action!r}; there are {', '.join(ACTIONS)}")
+            raise StepError(f"step {part!r}: action {action!r}; there are {', '.join(ACTIONS)}")
         try:
             steps.append(Step(float(delay), action, arguments.strip()))
         except ValueError:
-            raise ValueError(f"step {part!r}: it must begin with seconds") from None
+            raise StepError(f"step {part!r}: it must begin with seconds") from None
     return steps
 
 
@@ -112,7 +118,16 @@ class Scenario:
     # Running -------------------------------------------------------------------------------
 
     def run(self) -> Simulator:
-        """Run it all; ScenarioError for what does not hold."""
+        """Run it all; ScenarioError for what does not hold, or when a node's own code raises."""
+        try:
+            self._run()
+        except (ScenarioError, StepError, SettingError):
+            raise
+        except Exception as error:
+            self._fail(f"{type(error).__name__}: {error}", error)
+        return self.simulator
+
+    def _run(self) -> None:
         for address, letter in zip(self.addresses, self.nodes, strict=True):
             self.simulator.add_node(
                 address,
@@ -127,7 +142,6 @@ class Scenario:
             self._let_pass(step.delay)
             self._do(step)
         self._end()
-        return self.simulator
 
     def _end(self) -> None:
         simulator = self.simulator
@@ -154,13 +168,26 @@ class Scenario:
     # Steps ---------------------------------------------------------------------------------
 
     def _do(self, step: Step) -> None:
+        method = getattr(self, f"_do_{step.action}")
+        arguments = step.arguments.split()
         try:
-            getattr(self, f"_do_{step.action}")(*step.arguments.split())
-        except (TypeError, ValueError, IndexError) as error:
-            raise ValueError(f"step {str(step)!r}: {error}") from error
+            inspect.signature(method).bind(*arguments)
+        except TypeError as error:
+            raise StepError(f"step {str(step)!r}: {error}") from None
+        method(*arguments)
 
     def _address(self, number: str) -> str:
+        if not number.isdigit() or not 1 <= int(number) <= len(self.nodes):
+            raise StepError(
+                f"node {number!r} in {self.schedule!r}: there are 1 to {len(self.nodes)}"
+            )
         return self.addresses[int(number) - 1]
+
+    def _number(self, text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise StepError(f"{text!r} in {self.schedule!r}: a number must be there") from None
 
     def _groups(self, *words: str) -> list[list[str]]:
         groups: list[list[str]] = [[]]
@@ -169,6 +196,8 @@ class Scenario:
                 groups.append([])
             else:
                 groups[-1].append(self._address(word))
+        if len(groups) < 2:
+            raise StepError(f"{' '.join(words)!r} in {self.schedule!r}: groups are parted by |")
         return groups
 
     def _started(self, address: str) -> None:
@@ -203,42 +232,42 @@ class Scenario:
     def _do_pause(self, number: str, seconds: str) -> None:
         address = self._address(number)
         if self.simulator.node(address).alive:
-            self.simulator.pause(address, float(seconds))
-            self._calm_since[address] = self.simulator.now + float(seconds)
+            self.simulator.pause(address, self._number(seconds))
+            self._calm_since[address] = self.simulator.now + self._number(seconds)
 
     def _do_slow(self, number: str, delay: str) -> None:
-        self.simulator.slow(self._address(number), float(delay))
+        self.simulator.slow(self._address(number), self._number(delay))
         self._calm_since[self._address(number)] = (
-            float("inf") if float(delay) else self.simulator.now
+            float("inf") if self._number(delay) else self.simulator.now
         )
 
     def _do_skew(self, number: str, rate: str, wall: str = "0") -> None:
-        self.simulator.skew(self._address(number), float(rate), float(wall))
+        self.simulator.skew(self._address(number), self._number(rate), self._number(wall))
 
     def _do_cut(self, *words: str) -> None:
         self.simulator.partition(*self._groups(*words))
 
     def _do_oneway(self, *words: str) -> None:
-        senders, receivers = self._groups(*words)
+        senders, receivers, *_ = self._groups(*words)
         self.simulator.partition_one_way(senders, receivers)
 
     def _do_heal(self) -> None:
         self.simulator.heal()
 
     def _do_link(self, sender: str, receiver: str, loss: str) -> None:
-        self.simulator.link(self._address(sender), self._address(receiver), loss=float(loss))
+        self.simulator.link(self._address(sender), self._address(receiver), loss=self._number(loss))
 
     def _do_loss(self, value: str) -> None:
-        self._set("loss", float(value))
+        self._set("loss", self._number(value))
 
     def _do_duplication(self, value: str) -> None:
-        self._set("duplication", float(value))
+        self._set("duplication", self._number(value))
 
     def _do_reordering(self, value: str) -> None:
-        self._set("reordering", float(value))
+        self._set("reordering", self._number(value))
 
     def _do_latency(self, value: str) -> None:
-        self._set("latency", (0.0002, float(value)))
+        self._set("latency", (0.0002, self._number(value)))
 
     def _set(self, name: str, value: object) -> None:
         setattr(self.simulator, name, value)
@@ -295,11 +324,11 @@ class Scenario:
                 return f"{short(key)} lists {dead} as active, which does not run"
         return ""
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str, cause: Exception | None = None) -> NoReturn:
         shown = "\n".join(self.simulator.transcript[-SHOWN_LINES:])
         raise ScenarioError(
             f"{what} (at {self.simulator.now:.1f} s)\nrun it again:  {self.command}\n{shown}"
-        )
+        ) from cause
 
 
 ACTIONS = tuple(name.removeprefix("_do_") for name in vars(Scenario) if name.startswith("_do_"))

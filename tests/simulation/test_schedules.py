@@ -114,10 +114,12 @@ def test_a_schedule_is_the_same_after_it_was_written_and_read(scenario: Scenario
         ("2 explode 3", "explode"),
         ("kill 3", "action '3'"),
         ("soon kill 3", "must begin with seconds"),
-        ("1 kill 9", "step '1 kill 9'"),
-        ("1 pause 2", "step '1 pause 2'"),
-        ("1 loss much", "step '1 loss much'"),
-        ("1 oneway 1", "step '1 oneway 1'"),
+        ("1 kill 9", "node '9'"),
+        ("1 kill 0", "node '0'"),
+        ("1 pause 2", "step '1 pause 2'.*seconds"),
+        ("1 heal 2", "step '1 heal 2'"),
+        ("1 loss much", "'much'"),
+        ("1 oneway 1", "parted by"),
     ],
 )
 def test_a_wrong_step_is_named(schedule: str, wrong: str) -> None:
@@ -185,6 +187,14 @@ def test_a_c_node_that_stops_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
     assert SimulatedCNode.__doc__
 
 
+def test_code_that_raises_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*arguments: object) -> None:
+        raise KeyError("who")
+
+    monkeypatch.setattr(Membership, "on_no_answer", raises)
+    assert "KeyError: 'who'" in failure(1, "ppp", "1 kill 3")
+
+
 # The command --------------------------------------------------------------------------------------
 
 
@@ -209,8 +219,11 @@ def test_the_command_shows_what_fails(
 
 
 def test_the_command_names_what_is_wrong_with_its_arguments() -> None:
+    for wrong in (["--schedule", "1 explode 2"], ["--nodes", "x", "--schedule", ""]):
+        with pytest.raises(SystemExit):
+            main(wrong)
     with pytest.raises(SystemExit):
-        main(["--schedule", "1 explode 2"])
+        main(["--set", "ping_interval=soon"])
 
 
 def test_random_scenarios_are_drawn_from_the_seed_alone() -> None:

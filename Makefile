@@ -1,6 +1,7 @@
 # make test    all checks: lint, types, unit, simulation and integration tests
 # make demo    three Kamailios on this machine; Ctrl-C ends it (DEMO_SECONDS=20: ends by itself)
 # make bench   measurements
+# make golden  the transcripts in tests/simulation/golden anew, after a change of the protocol
 # make up      three Python nodes (NODES=6: so many) and a C node in containers; make down ends them
 # Each one first installs what it needs (tools/setup.sh).
 
@@ -17,7 +18,7 @@ PROJECT ?= kemi_dmq
 COMPOSE = SUITE=$(SUITE) $$(docker compose version >/dev/null 2>&1 && echo docker compose || \
 	echo docker-compose) -p $(PROJECT) -f docker/compose.yaml
 
-.PHONY: test demo bench lint setup clean up down
+.PHONY: test demo bench golden lint setup clean up down
 
 test: lint
 	@$(PYTHON) -m pytest tests/unit tests/simulation --timeout $(TIMEOUT)
@@ -50,6 +51,9 @@ demo: setup
 
 bench: setup
 	@$(PYTHON) -m benchmarks --write docs/performance.md
+
+golden: setup
+	@KEMI_DMQ_GOLDEN=write $(PYTHON) -m pytest tests/simulation/test_golden.py -q
 
 setup:
 	@tools/setup.sh

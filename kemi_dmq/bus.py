@@ -66,7 +66,7 @@ class NodeList:
         self.others = tuple(node for node in nodes if not node.local)
         self.active = tuple(node for node in self.others if node.active)
         self.by_key = {(node.host, node.port): node for node in nodes}
-        self.active_keys = {(node.host, node.port) for node in nodes if node.active}
+        self.active_keys = {key for key, node in self.by_key.items() if node.active}
         self.by_from: dict[str, Node | None] = {}
         self._bodies = bodies
         self._to_uris: dict[tuple[str, str], SipUri] = {}

@@ -7,6 +7,7 @@ Outside, the simulator another one.
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from . import wire
@@ -67,6 +68,7 @@ def pack_node(node: Node) -> tuple[Any, ...]:
     )
 
 
+@lru_cache(maxsize=4096)  # most nodes are as they were when the list changed before
 def unpack_node(value: tuple[Any, ...]) -> Node:
     uri, host, port, transport, status, local, python, address = value
     return Node(uri, host, port, transport, Status(status), local, python, address)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from ..bus import Bus, describe
-from ..engine import Engine, resolved_event, unpack_node, unpack_nodes
-from ..message import Reply
+from ..bus import Bus
+from ..callbacks import run_callback
+from ..engine import Engine, resolved_event, unpack_nodes
 from ..shared import Inbox
 from ..table import NodeTable
 from ..wire import SipUri
@@ -189,7 +189,7 @@ def run_callbacks(
         if value and table is not None and not table.show(bus.node_list().nodes):
             host.log("err", f"kemi_dmq: the htable {table.name} does not take the node list")
 
-    _serve(inbox, symbols, stale, lambda event: _run_callback(bus, event, run_event), waits)
+    _serve(inbox, symbols, stale, lambda event: run_callback(bus, event, run_event), waits)
 
 
 def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[], bool]) -> None:
@@ -234,27 +234,3 @@ def _serve(
                 return
         if leaves_at is not None and time.monotonic() >= leaves_at:
             return
-
-
-def _run_callback(bus: Bus, event: tuple[Any, ...], run_event: Any) -> None:
-    kind = event[0]
-    if kind == "timeout":
-        bus.run_response(event[1], Reply(408, "Request Timeout", "", "", timed_out=True))
-    elif kind == "init":
-        node = unpack_node(event[1]) if event[1] else None
-        for peer in bus.registry.peers():
-            if peer.init_callback is not None:
-                try:
-                    peer.init_callback(node)
-                except BaseException as error:  # also sys.exit(): it is the user's code
-                    _user_error(bus, f"init_callback of peer {peer.peer_id}", error)
-    elif kind == "event":
-        try:
-            run_event(event[1], unpack_node(event[2]))
-        except BaseException as error:
-            _user_error(bus, f"event_callback for {event[1]}", error)
-
-
-def _user_error(bus: Bus, what: str, error: BaseException) -> None:
-    bus.shared.counters.add("user_errors")
-    bus.host.log("err", f"kemi_dmq: {what} raised: {describe(error)}")

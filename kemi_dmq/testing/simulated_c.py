@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from ..settings import Settings
 from ..transaction import T1, T2
 from ..wire import SipUri, WireError, is_address, parse_uri
+from .simulated_host import ANSWER_TIME
+from .simulated_node import SimulatedNode
 from .sip_text import SipText, build_c_request, build_reply, parse
+from .timeline import Clock
 
 if TYPE_CHECKING:
     from .simulator import Simulator
 
-#: tm's fr_timer: so long a request waits for its answer.
-ANSWER_TIME = 30.0
 LIST_BYTES = 1024
 
 
@@ -29,16 +30,15 @@ class _Entry:
     contact: bool = False
 
 
-class SimulatedCNode:
+class SimulatedCNode(SimulatedNode):
     """version: Kamailio's, (5, 6) to (6, 1)."""
 
-    def __init__(self, simulator: Simulator, settings: Settings, version: tuple[int, int]) -> None:
-        self.simulator = simulator
-        self.settings = settings
-        self.uri = settings.server_address
+    def __init__(
+        self, simulator: Simulator, settings: Settings, clock: Clock, version: tuple[int, int]
+    ) -> None:
+        super().__init__(simulator, settings, clock)
         self.version = version
         self.stuck = ""
-        self.alive = True
         self._entries: dict[tuple[str, int], _Entry] = {}
         self._open: dict[str, SipUri] = {}
         self._count = 0
@@ -52,11 +52,11 @@ class SimulatedCNode:
             if contact.key != self.uri.key:
                 self._entries[contact.key] = _Entry(contact, self._not_active, contact=True)
                 self._notify(contact, 2)
-        self.simulator.after(self.settings.ping_interval, self._ping_all)
+        self.after(self.settings.ping_interval, self._ping_all)
 
     def leave(self) -> None:
         """At SIGTERM nothing is seen on the wire."""
-        self.alive = False
+        self.stop()
 
     def listed(self) -> dict[SipUri, str]:
         return {self.uri: "active"} | {e.uri: e.status for e in self._entries.values()}
@@ -134,21 +134,27 @@ class SimulatedCNode:
             self._agent,
         )
         self._open[call_id] = to
-        self._send_until_answered(call_id, to, text, T1, self.simulator.now + ANSWER_TIME)
+        self._send_until_answered(call_id, to, text, T1, self.monotonic() + ANSWER_TIME)
 
     def _send_until_answered(
         self, call_id: str, to: SipUri, text: str, pause: float, end: float
     ) -> None:
-        if not self.alive or call_id not in self._open:
+        if call_id not in self._open:
             return
-        if self.simulator.now >= end:
+        left = end - self.monotonic()
+        if left <= 1e-6:
             del self._open[call_id]
             self._no_answer(to)
             return
-        self.simulator.transmit(self.uri, to.key, text)
-        self.simulator.at(
-            min(self.simulator.now + pause, end),
-            lambda: self._send_until_answered(call_id, to, text, min(2 * pause, T2), end),
+        self.send(to, text)
+        self.after(
+            min(pause, left),
+            self._send_until_answered,
+            call_id,
+            to,
+            text,
+            min(2 * pause, T2),
+            end,
         )
 
     def _answered(self, reply: SipText) -> None:
@@ -172,14 +178,14 @@ class SimulatedCNode:
             entry.status = "disabled"
 
     def _ping_all(self) -> None:
-        if not self.alive or self.stuck:
+        if self.stuck:
             return
         for entry in list(self._entries.values()):
             self._notify(entry.uri, 1)
-        self.simulator.after(self.settings.ping_interval, self._ping_all)
+        self.after(self.settings.ping_interval, self._ping_all)
 
     def _reply(
         self, request: SipText, source: tuple[str, int], code: int, reason: str, body: str
     ) -> None:
         text = build_reply(request, code, reason, body, "text/plain", f"Server: {self._agent}\r\n")
-        self.simulator.transmit(self.uri, source, text)
+        self.send(SipUri(*source), text)

@@ -3,96 +3,151 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections.abc import Callable, Set
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from ..api import DmqApi
 from ..bus import Bus
+from ..callbacks import run_callback
 from ..engine import Engine, resolved_event, unpack_nodes
-from ..once import Answer, Verdict
-from ..peer import Registry
+from ..node import Node
+from ..peer import Peer, Registry
 from ..settings import Settings
 from ..shared import Shared
-from ..wire import SUPPORTED, SipUri, Via, parse_uri
-from .sip_text import SipText, build_reply, parse, short
+from ..wire import SipUri, parse_uri
+from .network import Key
+from .simulated_host import SimulatedCounters, SimulatedHost, SimulatedShared
+from .simulated_node import SimulatedNode
+from .sip_text import parse, short
+from .timeline import Clock
 
 if TYPE_CHECKING:
     from .simulator import Simulator
 
-#: From a SIP worker to the engine.
+#: From one process to another, in seconds.
 WAKE_UP = 0.0002
+#: How long the DNS takes.
+LOOK_UP = 0.01
+
+Script = Callable[["SimulatedPythonNode"], Any]
 
 
-class SimulatedPythonNode:
+@dataclass(frozen=True, slots=True)
+class EventMessage:
+    """What an event callback gets for msg: ruri is the node's URI (in Kamailio: ``$ru``)."""
+
+    ruri: str
+
+
+class SimulatedPythonNode(SimulatedNode):
     """A node with kemi_dmq: the real Engine and the real Bus; it is the Outside of the one, and
-    the other finds in it what processes share."""
+    the other finds in it what processes share.
 
-    def __init__(self, simulator: Simulator, settings: Settings, rng: random.Random) -> None:
-        self.simulator = simulator
-        self.settings = settings
-        self.uri = settings.server_address
-        self.alive = True
-        self.told: list[tuple[str, str]] = []  # what callbacks were told: event or init, node
-        self.counters = _Counters()
-        self._rng = rng
+    api: its dmq_api_t.  script: what the script gave back, which is the handler (for
+    event_callback) and whatever a test wants to look into.
+    """
+
+    script: Any = None
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        settings: Settings,
+        clock: Clock,
+        rng: random.Random,
+        load: Script | None,
+    ) -> None:
+        super().__init__(simulator, settings, clock)
+        self.rng = rng
+        self.load = load
+        self.counters = SimulatedCounters()
         self._pending: list[tuple[Any, ...]] = []
         self._version = 0
         self._published: tuple[Any, ...] | None = None
-        self._wake_at: float | None = None
-        self._host = _Host(self)
-        self.bus = Bus(settings, cast(Shared, _Shared(self)), self._host, Registry())
-        self.bus.attached = True
+        self._is_fresh = False  # what is published has not been read yet
+        self._deadline: float | None = None  # of the engine, by this node's clock
+        self._wakes_at: float | None = None  # the simulator's time
+        self._host = SimulatedHost(self)
+        self.registry = _Registry()
+        self.bus = _Bus(settings, cast(Shared, SimulatedShared(self)), self._host, self.registry)
+        self.api = DmqApi(self.registry)
+        self.api._bind(self.bus)
+        self._load()
         self.engine = self._new_engine()
 
+    def _load(self) -> None:
+        """As DMQ(), the script and attach() do it."""
+        self.registry.open_generation()
+        if self.load is not None:
+            self.registry.loading = True
+            self.script = self.load(self)
+            self.registry.loading = False
+        name = self.settings.event_callback
+        self._on_event = getattr(self.script, name) if name else None
+        self.registry.commit()
+        self.bus.attached = True
+        peers = self.registry.peers()
+        self._init_callbacks = any(peer.init_callback is not None for peer in peers)
+
     def _new_engine(self) -> Engine:
-        rng = random.Random(self._rng.getrandbits(64))
-        incarnation = 1 + int((1_000_000 + self.simulator.now) * 1000)
+        rng = random.Random(self.rng.getrandbits(64))
+        incarnation = int(self.wall() * 1000)
         return Engine(self.settings, self, rng, self.bus.user_agent(), incarnation)
 
     def start(self) -> None:
-        self.engine.start(self.simulator.now, [])
+        self.engine.start(self.monotonic(), [])
         self._plan()
 
     def engine_fails(self) -> None:
         """The engine ends with an error, and starts again with the list that was published."""
         self.engine = self._new_engine()
         known = list(unpack_nodes(self._published)[0])
-        self.engine.start(self.simulator.now, known)
+        self.engine.start(self.monotonic(), known)
         self._plan()
 
     def leave(self) -> None:
         texts = self.engine.leave_texts()
         for to, text in texts + [item for item in texts if item[0].transport == "udp"]:
             self.send(to, text)
-        self.alive = False
+        self.stop()
+
+    def nodes(self) -> tuple[Node, ...]:
+        """What dmq.nodes() gives."""
+        return self.bus.node_list().nodes
 
     def listed(self) -> dict[SipUri, str]:
-        nodes = self.bus.node_list().nodes
-        return {SipUri(n.host, n.port, n.transport): n.status.value for n in nodes}
+        return {SipUri(n.host, n.port, n.transport): n.status.value for n in self.nodes()}
 
-    def receive(self, text: str, source: tuple[str, int]) -> None:
-        self._host.take(parse(text), source)
-        if self._host.message.code:
-            self.bus.on_reply()
-        else:
+    def active_keys(self) -> Set[Key]:
+        return self.bus.node_list().active_keys
+
+    def receive(self, text: str, source: Key) -> None:
+        message = parse(text)
+        self._host.take(message, source)
+        if not message.code:
             self.bus.handle()
+        elif not self.bus.on_reply():
+            self._host.answered()
 
     # Inbox and snapshot
 
     def put(self, event: tuple[Any, ...]) -> int:
         self._pending.append(event)
-        self.simulator.after(WAKE_UP, self.work_off)
+        if len(self._pending) == 1:
+            self.after(WAKE_UP, self.work_off)
         return 1
 
     def wait_applied(self, ticket: int, seconds: float) -> bool:
+        if self.delay > seconds:
+            return False
         self.work_off()
         return True
 
     def work_off(self) -> None:
-        if not self.alive:
-            return
         events, self._pending = self._pending, []
         for event in events:
-            self.engine.handle(event, self.simulator.now)
+            self.engine.handle(event, self.monotonic())
         if events:
             self._plan()
 
@@ -101,181 +156,107 @@ class SimulatedPythonNode:
         return self._version
 
     def read(self) -> tuple[int, Any]:
+        if self._is_fresh and self._published is not None:
+            # A thousand nodes that publish a thousand nodes each say mostly the same.
+            same = self.simulator.same
+            c_body, *nodes = self._published
+            self._published = (
+                same.setdefault(c_body, c_body),
+                *(same.setdefault(n, n) for n in nodes),
+            )
+            self._is_fresh = False
         return self._version, self._published
 
-    # The engine's Outside
-
-    def send(self, to: SipUri, text: str) -> None:
-        self.simulator.transmit(self.uri, to.key, text)
+    # The engine's Outside, apart from send()
 
     def publish(self, value: tuple[Any, ...]) -> None:
-        self._published = value
+        self._published = value  # unpacked when it is read
+        self._is_fresh = True
         self._version += 1
 
     def callback(self, event: tuple[Any, ...]) -> None:
-        kind, node = event[0] if event[0] == "init" else event[1], event[-1]
-        self.told.append((kind, short(parse_uri(node[0]).key) if node else ""))
-        self.simulator.note(self.uri, " ".join(self.told[-1]).rstrip())
+        kind = event[0]
+        if kind in ("event", "init"):
+            node = event[-1]
+            told = (event[1] if kind == "event" else kind, _short(node[0]) if node else "")
+            self.told.append(told)
+            if self.simulator.records:
+                self.simulator.note(self.uri, " ".join(told).rstrip())
+            if not (self._on_event if kind == "event" else self._init_callbacks):
+                return
+        self.run_later(event)
 
     def resolve(self, host: str, srv: str) -> None:
         def answer() -> None:
-            if self.alive:
-                addresses = self.simulator.names.get(host, [])
-                event = resolved_event(host, list(addresses), srv, [])
-                self.engine.handle(event, self.simulator.now)
-                self._plan()
+            addresses = self.simulator.names.get(host, [])
+            event = resolved_event(host, list(addresses), srv, [])
+            self.engine.handle(event, self.monotonic())
+            self._plan()
 
-        self.simulator.after(0.01, answer)
+        self.after(LOOK_UP, answer)
+
+    # The callbacks process
+
+    def run_later(self, event: tuple[Any, ...]) -> None:
+        self.after(WAKE_UP, run_callback, self.bus, event, self._run_event)
+
+    def _run_event(self, name: str, node: Node) -> None:
+        if self._on_event is not None:
+            self._on_event(EventMessage(node.uri), name)
 
     # Time, as the loop of the engine's process gives it
 
     def _plan(self) -> None:
-        self.engine.tick(self.simulator.now)
-        deadline = self.engine.next_deadline()
-        if deadline is not None and deadline != self._wake_at:
-            self._wake_at = deadline
-            self.simulator.at(deadline, lambda: self._wake(deadline))
+        self.engine.tick(self.monotonic())
+        self._deadline = self.engine.next_deadline()
+        self._set_alarm()
 
-    def _wake(self, deadline: float) -> None:
-        if self.alive and deadline == self._wake_at:
-            self._wake_at = None
+    def _set_alarm(self) -> None:
+        """One alarm at most is of use: when a deadline moves into the future, the old alarm finds
+        out and sets the next one."""
+        if self._deadline is not None:
+            time = max(self.simulator.now, self.clock.when(self._deadline))
+            if self._wakes_at is None or time < self._wakes_at:
+                self._wakes_at = time
+                self.simulator.at(time, self._alarm, time)
+
+    def _alarm(self, time: float) -> None:
+        if time == self._wakes_at:
+            self._wakes_at = None
+            self.take(self._wake)
+
+    def _wake(self) -> None:
+        if self._deadline is None:
+            return
+        if self._deadline > self.monotonic() + 1e-6:
+            self._set_alarm()
+        else:
+            # A clock that is not the simulator's may be a rounding error short of the deadline.
+            self._latest = max(self._latest, self._deadline)
             self._plan()
 
-
-class _Counters(Counter[str]):
-    def add(self, name: str, amount: int = 1) -> None:
-        self[name] += amount
-
-
-class _Once:
-    """OnceTable for one process that ends soon."""
-
-    def __init__(self) -> None:
-        self._answers: dict[object, Answer] = {}
-
-    def claim(self, identity: object) -> tuple[Verdict, int, Answer | None]:
-        answer = self._answers.get(identity)
-        return (Verdict.ANSWERED if answer else Verdict.NEW), 0, answer
-
-    def finish(self, entry: int, identity: object, answer: Answer) -> None:
-        self._answers[identity] = answer
+    def clock_changed(self) -> None:
+        self._wakes_at = None
+        self._set_alarm()
 
 
-class _Names:
-    def has(self, name: str) -> bool:
-        return False
+class _Registry(Registry):
+    loading = False
+
+    def register(self, peer: Peer) -> Peer:
+        if not self.loading:
+            raise RuntimeError(
+                f"peer {peer.peer_id!r} is registered outside of loading; register it in the "
+                "script given to add_node()"
+            )
+        return super().register(peer)
 
 
-class _Shared:
-    """What Bus uses of kemi_dmq.shared.Shared."""
-
-    def __init__(self, node: SimulatedPythonNode) -> None:
-        self.counters = node.counters
-        self.snapshot = self.engine_inbox = node
-        self.once = _Once()
-        self.names = _Names()
-        self.workers = None
+class _Bus(Bus):
+    def log_some(self, text: str) -> None:
+        """All of them: the same errors in the same order, however fast the simulation runs."""
+        self.host.log("err", text)
 
 
-class _Host:
-    """The host of a simulated node."""
-
-    message: SipText
-
-    def __init__(self, node: SimulatedPythonNode) -> None:
-        self._node = node
-        self._source: tuple[str, int] = ("", 0)
-
-    def take(self, message: SipText, source: tuple[str, int]) -> None:
-        self.message = message
-        self._source = source
-
-    def ruri_user(self) -> str | None:
-        return parse_uri(self.message.uri).user or None
-
-    def from_uri(self) -> str | None:
-        return self.message.from_uri
-
-    def call_id(self) -> str | None:
-        return self.message.header("Call-ID")
-
-    def identity(self) -> object:
-        return (self.message.header("Via"), self.call_id())
-
-    def body(self) -> str | bytes | None:
-        return self.message.body
-
-    def request(self) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
-        return (
-            self.from_uri() or "",
-            self.body(),
-            self.content_type(),
-            self.source(),
-            self.max_forwards(),
-        )
-
-    def content_type(self) -> str:
-        return self.message.header("Content-Type")
-
-    def max_forwards(self) -> int:
-        return int(self.message.header("Max-Forwards"))
-
-    def source(self) -> tuple[str, int]:
-        return self._source
-
-    def header(self, name: str) -> str:
-        return self.message.header(name)
-
-    def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool:
-        more = f"{SUPPORTED}Server: kamailio ({self.version()})\r\n"
-        text = build_reply(self.message, code, reason, body, content_type, more)
-        self._node.simulator.transmit(self._node.uri, self._source, text)
-        return True
-
-    def headers(self) -> str | None:
-        raise NotImplementedError("simulated nodes have no workers")
-
-    def way_back(self) -> tuple[str, str]:
-        raise NotImplementedError("simulated nodes have no workers")
-
-    def send_reply(self, way_back: tuple[str, str], to: tuple[str, int], text: str) -> bool:
-        raise NotImplementedError("simulated nodes have no workers")
-
-    def reply_status(self) -> tuple[int, str]:
-        return self.message.code, self.message.reason
-
-    def drop(self) -> None:
-        pass
-
-    def send(
-        self,
-        to: SipUri,
-        from_uri: SipUri,
-        headers: str,
-        body: str | bytes,
-        event_param: str,
-        next_hop: str = "",
-    ) -> bool:
-        raise NotImplementedError("messages of peers are not simulated")
-
-    def send_text(self, to: SipUri, text: str) -> bool:
-        self._node.send(to, text)
-        return True
-
-    def replicate(self, uris: list[str]) -> bool:
-        raise NotImplementedError("messages of peers are not simulated")
-
-    def event(self) -> tuple[str, int, bool]:
-        return "", 0, False
-
-    def log(self, level: str, text: str) -> None:
-        self._node.simulator.note(self._node.uri, f"{level}: {text}")
-
-    def define(self, name: str) -> str | None:
-        return None
-
-    def listens_on(self, socket: Via) -> bool:
-        return True
-
-    def version(self) -> str:
-        return "6.1.0"
+def _short(uri: str) -> str:
+    return short(parse_uri(uri).key)

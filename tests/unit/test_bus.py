@@ -591,10 +591,10 @@ def test_a_timeout_is_only_posted_and_runs_in_the_callbacks_process(bed: Bed) ->
     handler = send_with(bed, {"a": 1})
     bed.kamailio.time_out(bed.kamailio.requests[0], handler.ksr_uac_event)
     assert heard == []
-    from kemi_dmq.host.process import _run_callback
+    from kemi_dmq.callbacks import run_callback
 
     for event in bed.runtime.shared.callbacks_inbox.take():
-        _run_callback(bed.runtime.bus, event, None)
+        run_callback(bed.runtime.bus, event, lambda name, node: None)
     ((got, sender, back),) = heard
     assert (got.code, got.timed_out, got.body) == (408, True, "")
     assert sender == PYTHON_NODE and back == {"a": 1}

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 import time
+from functools import cached_property
 from typing import Any
 
 from . import wire
 from .engine import (
     Bodies,
+    Published,
     answer_event,
     call_id_prefix,
     notification_event,
-    unpack_nodes,
+    pack_nodes,
 )
 from .gossip import WANTS_LIST
 from .host.protocol import Host
@@ -60,16 +62,31 @@ _QUEUE_FULL = Answer(503, "Queue Full", b"", "")
 class NodeList:
     """What this process knows of the published list, read again when its version moves."""
 
-    def __init__(self, version: int, nodes: tuple[Node, ...], bodies: Bodies) -> None:
+    def __init__(self, version: int, published: Published) -> None:
         self.version = version
-        self.nodes = nodes
-        self.others = tuple(node for node in nodes if not node.local)
-        self.active = tuple(node for node in self.others if node.active)
-        self.by_key = {(node.host, node.port): node for node in nodes}
-        self.active_keys = {key for key, node in self.by_key.items() if node.active}
+        self._published = published
         self.by_from: dict[str, Node | None] = {}
-        self._bodies = bodies
         self._to_uris: dict[tuple[str, str], SipUri] = {}
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return self._published.nodes
+
+    @cached_property
+    def others(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.nodes if not node.local)
+
+    @cached_property
+    def active(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.others if node.active)
+
+    @cached_property
+    def by_key(self) -> dict[tuple[str, int], Node]:
+        return {(node.host, node.port): node for node in self.nodes}
+
+    @cached_property
+    def active_keys(self) -> set[tuple[str, int]]:
+        return {(node.host, node.port) for node in self.nodes if node.active}
 
     def of_uri(self, text: str) -> Node | None:
         """The node of a From URI."""
@@ -101,9 +118,10 @@ class NodeList:
 
     def body(self, python: bool, whole: bool) -> str:
         """What a notification is answered with."""
+        bodies = self._published.bodies
         if not python:
-            return self._bodies.to_c
-        return self._bodies.whole if whole else self._bodies.to_python
+            return bodies.to_c
+        return bodies.whole if whole else bodies.to_python
 
 
 class Bus:
@@ -119,22 +137,11 @@ class Bus:
         self._claim = shared.once.claim
         self._finish = shared.once.finish
         address = settings.server_address
-        self._only_local = NodeList(
-            0,
-            (
-                Node(
-                    str(address),
-                    address.host,
-                    address.port,
-                    address.transport,
-                    Status.ACTIVE,
-                    True,
-                    True,
-                ),
-            ),
-            Bodies(*[wire.build_body([address])] * 3),
+        local = Node(
+            str(address), address.host, address.port, address.transport, Status.ACTIVE, True, True
         )
-        self._list = self._only_local
+        alone = Bodies(*[wire.build_body([address])] * 3)
+        self._list = NodeList(0, Published(pack_nodes([local], alone)))
         self._prefix = call_id_prefix(settings)
         self._references: dict[ResponseFunction, str] = {}
         self._functions: dict[str, ResponseFunction] = {}
@@ -145,13 +152,15 @@ class Bus:
         self._workers = shared.workers
         self.attached = False  # whether a script has called dmq.attach()
 
+    published = Published
+
     # Reading the list ----------------------------------------------------------------------
 
     def node_list(self) -> NodeList:
         if self.shared.snapshot.version != self._list.version:
             version, value = self.shared.snapshot.read()
             if value is not None:
-                self._list = NodeList(version, *unpack_nodes(value))
+                self._list = NodeList(version, self.published(value))
         return self._list
 
     def find_node(self, uri: str) -> Node | None:

@@ -7,7 +7,8 @@ Outside, the simulator another one.
 from __future__ import annotations
 
 import random
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from . import wire
@@ -32,8 +33,8 @@ class Outside(Protocol):
     def send(self, to: SipUri, text: str) -> None:
         """Send a whole SIP request; nothing is said about whether it arrives."""
 
-    def publish(self, value: tuple[Any, ...]) -> None:
-        """Show the list to all processes (see pack_nodes)."""
+    def publish(self, value: Callable[[], tuple[Any, ...]]) -> None:
+        """Show the list, as value() gives it (pack_nodes), to all processes."""
 
     def callback(self, event: tuple[Any, ...]) -> None:
         """Hand an event to the process that runs the script's callbacks."""
@@ -48,11 +49,19 @@ def pack_nodes(nodes: list[Node], bodies: Bodies) -> tuple[Any, ...]:
     return (tuple(bodies), *(pack_node(node) for node in nodes))
 
 
-def unpack_nodes(value: tuple[Any, ...] | None) -> tuple[tuple[Node, ...], Bodies]:
-    """The same again; nothing for None."""
-    if value is None:
-        return (), Bodies("", "", "")
-    return tuple(unpack_node(item) for item in value[1:]), Bodies(*value[0])
+class Published:
+    """The same as a reader sees it: unpacked when it is needed."""
+
+    def __init__(self, value: tuple[Any, ...]) -> None:
+        self._value = value
+
+    @cached_property
+    def bodies(self) -> Bodies:
+        return Bodies(*self._value[0])
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        return tuple(unpack_node(item) for item in self._value[1:])
 
 
 def pack_node(node: Node) -> tuple[Any, ...]:
@@ -96,8 +105,15 @@ class Engine:
         self._boot = f"{rng.getrandbits(48):012x}"
         self._count = 0
 
-    def start(self, now: float, known: list[Node]) -> None:
-        self._carry_out(self.membership.start(now, known), now)
+    def start(self, now: float, known: Published | None = None) -> None:
+        """Begin, or go on with what an engine that has failed had published."""
+        nodes: tuple[Node, ...] = ()
+        incarnations = {}
+        if known is not None:
+            nodes = known.nodes
+            lines, _ = wire.parse_body(known.bodies.whole)
+            incarnations = {line.uri.key: line.incarnation for line in lines}
+        self._carry_out(self.membership.start(now, nodes, incarnations), now)
 
     def next_deadline(self) -> float | None:
         times = (self._requests.next_deadline(), self.membership.next_deadline())
@@ -144,6 +160,12 @@ class Engine:
             raise ValueError(f"unknown event {kind!r}")
         self._carry_out(actions, now)
 
+    def published(self) -> tuple[Any, ...]:
+        """The list now."""
+        known = self.membership
+        bodies = Bodies(known.c_body(), known.answer_body(), known.list_body())
+        return pack_nodes(known.nodes(), bodies)
+
     def leave_texts(self) -> list[tuple[SipUri, str]]:
         """The requests that say goodbye, ready to be sent by a signal handler."""
         return [(notice.place, self._text(notice)[1]) for notice in self.membership.leave_notices()]
@@ -155,9 +177,7 @@ class Engine:
                 self._requests.start(call_id, action, text, now)
                 self._outside.send(action.place, text)
             elif isinstance(action, Publish):
-                known = self.membership
-                bodies = Bodies(known.c_body(), known.answer_body(), known.list_body())
-                self._outside.publish(pack_nodes(known.nodes(), bodies))
+                self._outside.publish(self.published)
             elif isinstance(action, Tell):
                 self._outside.callback(("event", action.event, pack_node(action.node)))
             elif isinstance(action, FirstList):

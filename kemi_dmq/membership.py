@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from . import gossip
@@ -138,6 +138,8 @@ class _Member:
     incarnation: int = 0  # 0: not known yet
     suspicion: Suspicion | None = None
     share: int = 0  # its part in the digest
+    line: str = ""  # what is told of it, and what that was made of
+    line_of: tuple[object, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -239,9 +241,13 @@ class Membership:
 
     # Events --------------------------------------------------------------------------------
 
-    def start(self, now: float, known: Iterable[Node] = ()) -> list[Action]:
-        """Begin, or go on after a failure of the engine with the nodes that were published."""
+    def start(
+        self, now: float, known: Iterable[Node] = (), incarnations: Mapping[Key, int] | None = None
+    ) -> list[Action]:
+        """Begin, or go on after a failure of the engine with the nodes that were published and
+        the incarnations that are known of them."""
         self._now = now
+        incarnations = incarnations or {}
         for node in known:
             if not node.local:
                 uri = SipUri(node.host, node.port, node.transport)
@@ -249,6 +255,7 @@ class Membership:
                 address = f"[{node.address}]" if ":" in node.address else node.address
                 member = _Member(uri, node.status, address, agent=agent, next_ping=now)
                 member.state = State.ALIVE if member.active else State.DOWN
+                member.incarnation = incarnations.get(uri.key, 0) if node.python else 0
                 self._members[uri.key] = member
                 self._place(member)
                 self._first_list_told = True
@@ -814,8 +821,12 @@ class Membership:
 
     def _line_of(self, member: _Member) -> str:
         by = member.suspicion.by if member.suspicion else ()
-        state = member.state.value if member.python else "alive"
-        return rumour_line(member.uri, member.incarnation, state, by)
+        of = (member.uri, member.incarnation, member.state, member.python, len(by))
+        if member.line_of != of:
+            state = member.state.value if member.python else "alive"
+            member.line = rumour_line(member.uri, member.incarnation, state, by)
+            member.line_of = of
+        return member.line
 
     def _rumour(self, member: _Member) -> None:
         """Pass on what we now believe of a node."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..bus import Bus
 from ..callbacks import run_callback
-from ..engine import Engine, resolved_event, unpack_nodes
+from ..engine import Engine, Published, resolved_event
 from ..shared import Inbox
 from ..table import NodeTable
 from ..wire import SipUri
@@ -107,7 +107,7 @@ class EngineProcess:
         if not self._started:
             self._started = True
             _, known = shared.snapshot.read()
-            engine.start(time.monotonic(), list(unpack_nodes(known)[0]))
+            engine.start(time.monotonic(), Published(known) if known else None)
         leaves_at = None if stays else time.monotonic() + SHORT_STAY
         while leaves_at is None or time.monotonic() < leaves_at:
             if self._stale_goodbye:
@@ -159,8 +159,8 @@ class EngineProcess:
     def send(self, to: SipUri, text: str) -> None:
         self._host.send_text(to, text)
 
-    def publish(self, value: tuple[Any, ...]) -> None:
-        self._bus.shared.snapshot.publish(value)
+    def publish(self, value: Callable[[], tuple[Any, ...]]) -> None:
+        self._bus.shared.snapshot.publish(value())
         self._bus.shared.callbacks_inbox.wake()  # it shows the list in a table
         self._stale_goodbye = True
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from ..api import DmqApi
 from ..bus import Bus
 from ..callbacks import run_callback
-from ..engine import Engine, resolved_event, unpack_nodes
+from ..engine import Engine, Published, resolved_event
 from ..node import Node
 from ..peer import Peer, Registry
 from ..settings import Settings
@@ -64,8 +65,6 @@ class SimulatedPythonNode(SimulatedNode):
         self.counters = SimulatedCounters()
         self._pending: list[tuple[Any, ...]] = []
         self._version = 0
-        self._published: tuple[Any, ...] | None = None
-        self._is_fresh = False  # what is published has not been read yet
         self._deadline: float | None = None  # of the engine, by this node's clock
         self._wakes_at: float | None = None  # the simulator's time
         self._host = SimulatedHost(self)
@@ -95,14 +94,14 @@ class SimulatedPythonNode(SimulatedNode):
         incarnation = int(self.wall() * 1000)
         return Engine(self.settings, self, rng, self.bus.user_agent(), incarnation)
 
-    def start(self) -> None:
-        self.engine.start(self.monotonic(), [])
+    def start(self, known: Published | None = None) -> None:
+        self.engine.start(self.monotonic(), known)
         self._plan()
 
     def engine_fails(self) -> None:
         """The engine ends with an error, and starts again with the list that was published."""
+        known = Published(self.engine.published())
         self.engine = self._new_engine()
-        known = list(unpack_nodes(self._published)[0])
         self.engine.start(self.monotonic(), known)
         self._plan()
 
@@ -156,22 +155,11 @@ class SimulatedPythonNode(SimulatedNode):
         return self._version
 
     def read(self) -> tuple[int, Any]:
-        if self._is_fresh and self._published is not None:
-            # A thousand nodes that publish a thousand nodes each say mostly the same.
-            same = self.simulator.same
-            c_body, *nodes = self._published
-            self._published = (
-                same.setdefault(c_body, c_body),
-                *(same.setdefault(n, n) for n in nodes),
-            )
-            self._is_fresh = False
-        return self._version, self._published
+        return self._version, _Published(self.engine) if self._version else None
 
     # The engine's Outside, apart from send()
 
-    def publish(self, value: tuple[Any, ...]) -> None:
-        self._published = value  # unpacked when it is read
-        self._is_fresh = True
+    def publish(self, value: Callable[[], tuple[Any, ...]]) -> None:
         self._version += 1
 
     def callback(self, event: tuple[Any, ...]) -> None:
@@ -252,7 +240,37 @@ class _Registry(Registry):
         return super().register(peer)
 
 
+class _Published(Published):
+    """What the engine has published, made when it is read: a thousand nodes publish a thousand
+    nodes each, and most of that nobody reads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._membership = engine.membership
+
+    @property
+    def bodies(self) -> Any:
+        return self
+
+    @cached_property
+    def to_c(self) -> str:
+        return self._membership.c_body()
+
+    @cached_property
+    def to_python(self) -> str:
+        return self._membership.answer_body()
+
+    @cached_property
+    def whole(self) -> str:
+        return self._membership.list_body()
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        return tuple(self._membership.nodes())
+
+
 class _Bus(Bus):
+    published = staticmethod(lambda value: value)  # type: ignore[assignment]
+
     def log_some(self, text: str) -> None:
         """All of them: the same errors in the same order, however fast the simulation runs."""
         self.host.log("err", text)

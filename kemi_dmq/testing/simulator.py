@@ -18,6 +18,8 @@ from collections.abc import Iterable, Set
 from typing import Any, Literal, overload
 
 from .. import settings as settings_module
+from ..engine import Published, pack_node
+from ..gossip import rumour_line
 from ..wire import SipUri
 from .network import MAX_DATAGRAM, Key, Link, Network, node_key, node_uri
 from .simulated_c import SimulatedCNode
@@ -54,7 +56,6 @@ class Simulator(Timeline, Network):
         self.names: dict[str, list[str]] = {}  # the DNS
         self.nodes: dict[Key, AnyNode] = {}
         self.datagrams = 0  # delivered so far, copies included
-        self.same: dict[Any, Any] = {}  # values that many nodes hold, once
         self._record = Transcript()
         self._record.on = records
         self._running: frozenset[Key] | None = None
@@ -120,6 +121,25 @@ class Simulator(Timeline, Network):
             node = SimulatedCNode(self, checked, clock or Clock(), version)
         self._start(node, "starts")
         return node
+
+    def form(self, addresses: Iterable[str], **settings: Any) -> None:
+        """Start Python nodes that know each other already: a bus of a thousand nodes needs minutes
+        of real time to come together one by one."""
+        nodes = []
+        for address in addresses:
+            checked = settings_module.check({"server_address": node_uri(address), **settings})
+            rng = random.Random(self._rng.getrandbits(64))
+            nodes.append(SimulatedPythonNode(self, checked, Clock(), rng, None))
+        incarnations = {node.uri: node.engine.membership.incarnation for node in nodes}
+        lines = "".join(rumour_line(uri, inc, "alive") for uri, inc in incarnations.items())
+        packed = [pack_node(node.engine.membership.nodes()[0]) for node in nodes]
+        others = [(*item[:5], False, *item[6:]) for item in packed]
+        for number, node in enumerate(nodes):
+            value = (("", "", lines), *others[:number], packed[number], *others[number + 1 :])
+            self.nodes[node.uri.key] = node
+            node.start(Published(value))
+        self.note(None, f"{len(nodes)} nodes know each other")
+        self.running_changed()
 
     def restart(self, address: str) -> None:
         """Start a node again, whether it was killed, has left or still runs; it knows nothing any

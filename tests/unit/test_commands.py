@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,8 +109,8 @@ class Nowhere:
     def send(self, to: SipUri, text: str) -> None:
         self.sent.append(to)
 
-    def publish(self, value: tuple[Any, ...]) -> None:
-        self.published.append(value)
+    def publish(self, value: Callable[[], tuple[Any, ...]]) -> None:
+        self.published.append(value())
 
     def callback(self, event: tuple[Any, ...]) -> None:
         pass
@@ -121,7 +122,7 @@ class Nowhere:
 def test_the_engine_carries_commands_out() -> None:
     outside = Nowhere()
     engine = Engine(check({"server_address": LOCAL}), outside, random.Random(1), "test")
-    engine.start(0.0, [])
+    engine.start(0.0)
     uri = "sip:10.0.0.3:5060;transport=tcp"
 
     def listed() -> list[tuple[str, str]]:

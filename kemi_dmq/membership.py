@@ -223,7 +223,7 @@ class Membership:
         """When tick() is due; None if never."""
         times = [m.next_ping for m in self._pinged.values() if not m.waiting]
         times += [c.next_ask for c in self._contacts if self._asks(c)]
-        times += [m.suspicion.expires() for m in self._suspects.values() if m.suspicion]
+        times += [m.suspicion.due() for m in self._suspects.values() if m.suspicion]
         if self._probed:
             times.append(self._detector.next_deadline())
             times.append(self._next_gossip)
@@ -440,8 +440,14 @@ class Membership:
         if self._probed:
             self._probe()
             for member in list(self._suspects.values()):
-                if member.suspicion and member.suspicion.expires() <= now:
+                suspicion = member.suspicion
+                if suspicion is None:
+                    continue
+                if suspicion.expires() <= now:
                     self._change(member, Cause.EXPIRED)
+                elif suspicion.asks() <= now and not suspicion.asked:
+                    suspicion.asked = True  # its refutation may have passed us by
+                    self._tell_suspect(member)
             self._gossip()
         actions, self._actions = self._actions, []
         if self._changed:
@@ -461,7 +467,7 @@ class Membership:
             itself = key == sender
             member = self._members.get(key)
             if key == self.local.key:
-                self._said_of_us(line)
+                self._said_of_us(line, sender)
             elif member is None:
                 if line.status == "active" and rumour_of(line)[0] == "alive":
                     news |= self._learn(line, itself, agent if itself else None)
@@ -565,20 +571,21 @@ class Membership:
             self._rumour(member)
         self._change(member, _CAUSES[state], by)
 
-    def _said_of_us(self, line: Line) -> None:
+    def _said_of_us(self, line: Line, sender: Key | None) -> None:
         """Somebody doubts us, or knows a later incarnation than ours: refute it.  (A C node's
         word needs no answer: our pings give it.)"""
-        state, _ = rumour_of(line)
-        if line.incarnation > self.incarnation or (
-            line.incarnation == self.incarnation and state != "alive"
-        ):
-            if state != "alive":
+        doubt = line.incarnation > 0 and rumour_of(line)[0] != "alive"
+        if line.incarnation > self.incarnation or (doubt and line.incarnation == self.incarnation):
+            if doubt:
                 self._detector.worse()
             self._digest ^= fingerprint(self.local, self.incarnation)
             self.incarnation = line.incarnation + 1
             self._digest ^= fingerprint(self.local, self.incarnation)
             self._touch()
             self._say(self.local.key, rumour_line(self.local, self.incarnation, "alive"))
+        teller = self._members.get(sender) if doubt and sender else None
+        if teller is not None and teller.python:
+            self._say_to(teller, patience=2.0)  # it need not wait for the rumour
 
     def _look(self, member: _Member) -> None:
         """Others see it otherwise than we do: ask it."""
@@ -676,12 +683,13 @@ class Membership:
     def _set_agent(self, member: _Member | None, agent: Agent) -> None:
         if member is None or member.agent == agent:
             return
-        if member.python and not agent.python:  # kemi_dmq was replaced by the C module
+        if member.python is not agent.python:
+            # The first word of it, or kemi_dmq took the C module's place, or the other way round.
             member.incarnation = 0
             member.suspicion = None
+            member.state = State.ALIVE if member.active else State.DOWN
             member.next_ping = self._now
         member.agent = agent
-        member.state = State.ALIVE if member.active else State.DOWN
         self._touch()
         self._place(member)
 

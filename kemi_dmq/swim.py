@@ -72,6 +72,7 @@ class Suspicion:
     expected: int  # confirmations that shorten the timeout to the shortest
     shortest: float
     longest: float
+    asked: bool = False  # it was told itself, once more, before it is taken as down
 
     def expires(self) -> float:
         """Lifeguard's timeout: it shrinks with the logarithm of the confirmations."""
@@ -81,6 +82,13 @@ class Suspicion:
             share = math.log(confirmed + 1) / math.log(self.expected + 1)
             timeout = self.longest - (self.longest - self.shortest) * share
         return self.since + timeout
+
+    def asks(self) -> float:
+        """When it is told itself."""
+        return self.since + (self.expires() - self.since) * 0.6
+
+    def due(self) -> float:
+        return self.expires() if self.asked else self.asks()
 
 
 @dataclass(slots=True)

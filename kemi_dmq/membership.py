@@ -320,7 +320,7 @@ class Membership:
             if notice.asked_by is not None:
                 self._report(notice.asked_by, member, reached=True)
         if member is not None and was_away and member.active:
-            self._tell_c_nodes(1)
+            self._tell_c_nodes(1, but=member)
         if member is None:
             member = self._members.get(to.key) or next(iter(self._members.values()), None)
         self._first_list(member)
@@ -582,7 +582,7 @@ class Membership:
             self.incarnation = line.incarnation + 1
             self._digest ^= fingerprint(self.local, self.incarnation)
             self._touch()
-            self._say(self.local.key, rumour_line(self.local, self.incarnation, "alive"))
+            self._say(self.local.key, "")  # the head of each message tells it
         teller = self._members.get(sender) if doubt and sender else None
         if teller is not None and teller.python:
             self._say_to(teller, patience=2.0)  # it need not wait for the rumour
@@ -903,10 +903,10 @@ class Membership:
             Notify(member.uri, body, max_forwards, patience, address=member.address)
         )
 
-    def _tell_c_nodes(self, max_forwards: int) -> None:
+    def _tell_c_nodes(self, max_forwards: int, but: _Member | None = None) -> None:
         """Pass the list on, as the C module does; Python nodes hear it as rumours."""
         for member in self._pinged.values():
-            if member.active:
+            if member.active and member is not but:
                 self._ping(member, max_forwards)
 
     def _first_words(self, member: _Member | None = None) -> str:

@@ -66,12 +66,12 @@ def hello(
     membership: Membership, sender: SipUri, now: float = 0.0, *more: SipUri, **given_: Any
 ) -> list[Action]:
     """sender introduces itself, and tells of more."""
-    given_ = {"agent": PYTHON, "max_forwards": 1, **given_}
+    given_ = {"agent": C_AGENT, "max_forwards": 1, **given_}
     return membership.on_notification(sender, lines(sender, *more), now=now, **given_)
 
 
 def answer(membership: Membership, action: Notify, now: float, *more: SipUri) -> list[Action]:
-    return membership.on_answer(action, 200, lines(action.to, *more), PYTHON, now)
+    return membership.on_answer(action, 200, lines(action.to, *more), C_AGENT, now)
 
 
 class Silence:
@@ -135,7 +135,7 @@ def test_news_without_hops_left_goes_no_further() -> None:
 @pytest.mark.parametrize("status", ["not_active", "disabled"])
 def test_a_node_that_is_away_is_not_learned(status: str) -> None:
     membership = make()
-    membership.on_notification(A, lines(A, B, status=status), PYTHON, 1, 0.0)
+    membership.on_notification(A, lines(A, B, status=status), C_AGENT, 1, 0.0)
     assert statuses(membership) == {}
 
 
@@ -186,7 +186,7 @@ def test_a_third_party_never_revives_a_node_it_causes_a_probe() -> None:
     for uri in (A, B):
         for notice in of(Notify, hello(membership, uri)):
             answer(membership, notice, 0.0)
-    membership.on_notification(B, lines(B, status="disabled"), PYTHON, 1, 1.0)
+    membership.on_notification(B, lines(B, status="disabled"), C_AGENT, 1, 1.0)
     assert of(Notify, membership.tick(1.5)) == [], "the next probe is due at 2"
     actions = hello(membership, A, 1.6, B)
     assert statuses(membership)["10.0.0.3"] == "disabled"
@@ -201,7 +201,7 @@ def test_a_third_party_never_demotes_a_node_it_causes_a_probe() -> None:
     hello(membership, A)
     for notice in of(Notify, hello(membership, B)):
         answer(membership, notice, 0.0)
-    actions = membership.on_notification(A, lines(B, status="disabled"), PYTHON, 1, 2.0)
+    actions = membership.on_notification(A, lines(B, status="disabled"), C_AGENT, 1, 2.0)
     assert statuses(membership)["10.0.0.3"] == "active"
     assert B in [notice.to for notice in of(Notify, actions)]
 
@@ -209,7 +209,7 @@ def test_a_third_party_never_demotes_a_node_it_causes_a_probe() -> None:
 def test_a_node_is_believed_about_itself() -> None:
     membership = make()
     hello(membership, A)
-    actions = membership.on_notification(A, lines(A, status="not_active"), PYTHON, 1, 1.0)
+    actions = membership.on_notification(A, lines(A, status="not_active"), C_AGENT, 1, 1.0)
     assert [tell.event for tell in of(Tell, actions)] == [DOWN]
     actions = hello(membership, A, 2.0)
     assert [tell.event for tell in of(Tell, actions)] == [UP]
@@ -221,7 +221,7 @@ def test_nobody_demotes_the_local_node() -> None:
     hello(membership, A)
     local = membership.local
     for sender in (A, local):
-        membership.on_notification(sender, lines(local, status="disabled"), PYTHON, 1, 1.0)
+        membership.on_notification(sender, lines(local, status="disabled"), C_AGENT, 1, 1.0)
     assert membership.nodes()[0].status is Status.ACTIVE
     assert [n.local for n in membership.nodes()] == [True, False]
 
@@ -272,17 +272,17 @@ def test_with_fail_counts_the_thresholds_apply() -> None:
 def test_an_answer_other_than_200_counts_as_none(code: int) -> None:
     membership = make()
     (notice,) = of(Notify, hello(membership, A))
-    membership.on_answer(notice, code, [], PYTHON, 0.1)
+    membership.on_answer(notice, code, [], C_AGENT, 0.1)
     assert statuses(membership) == {"10.0.0.2": "disabled"}
 
 
 def test_one_503_is_asked_again_and_the_second_counts() -> None:
     membership = make()
     (notice,) = of(Notify, hello(membership, A))
-    assert not of(Notify, membership.on_answer(notice, 503, [], PYTHON, 0.1))
+    assert not of(Notify, membership.on_answer(notice, 503, [], C_AGENT, 0.1))
     assert statuses(membership) == {"10.0.0.2": "active"}
     (again,) = of(Notify, membership.tick(1.1))
-    membership.on_answer(again, 503, [], PYTHON, 1.2)
+    membership.on_answer(again, 503, [], C_AGENT, 1.2)
     assert statuses(membership) == {"10.0.0.2": "disabled"}
 
 
@@ -426,7 +426,7 @@ def test_the_leave_says_to_each_node_what_it_understands() -> None:
     hello(membership, C, agent=Agent())
     bodies = {n.to: n.body for n in membership.leave_notices()}
     assert bodies == {
-        A: "sip:10.0.0.1:5060;status=not_active\r\n",
+        A: "sip:10.0.0.1:5060;status=not_active;inc=1\r\n",
         B: "sip:10.0.0.1:5060;status=timeout\r\n",
         C: "sip:10.0.0.1:5060;status=disabled\r\n",
     }
@@ -441,7 +441,9 @@ def test_after_a_failure_of_the_engine_the_published_nodes_are_known_and_asked()
     ]
     actions = membership.start(100.0, known)
     assert statuses(membership) == {"10.0.0.2": "active", "10.0.0.3": "disabled"}
-    assert {notice.to for notice in of(Notify, actions)} == {A, B}
+    assert {notice.to for notice in of(Notify, actions)} == {B}
+    deadline = membership.next_deadline()
+    assert deadline is not None and deadline <= 101, "A is probed"
     assert of(FirstList, hello(membership, A, 101.0)) == [], "init has run before"
 
 
@@ -547,7 +549,16 @@ def test_merging_is_idempotent_and_the_order_of_lines_does_not_matter(
 
 hosts = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "a.example", "b.example"])
 some_uris = st.builds(SipUri, hosts, st.sampled_from([5060, 5070]))
-some_lines = st.lists(st.builds(Line, some_uris, own.statuses), max_size=5)
+python_words = ["", "state=suspect", "state=suspect;by=aa.bb", "state=down", "state=left"]
+python_words += ["digest=00ff", "digest=00ff;want=list", "digest=1;probe=10.0.0.3:5060"]
+python_words += ["digest=1;reached=10.0.0.3:5060", "digest=1;missed=10.0.0.2:5070", "state=what"]
+some_lines = st.lists(
+    st.builds(Line, some_uris, own.statuses)
+    | st.builds(
+        Line, some_uris, st.just("active"), st.integers(1, 4), st.sampled_from(python_words)
+    ),
+    max_size=5,
+)
 agents = st.sampled_from([PYTHON, C_AGENT, Agent(), Agent(False, (6, 1))])
 
 

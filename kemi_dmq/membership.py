@@ -565,10 +565,16 @@ class Membership:
         if incarnation < member.incarnation:
             return
         self._set_incarnation(member, incarnation)
-        if member.suspicion is not None and not by <= member.suspicion.by:
-            # Two nodes may bear the same mark: this many confirm it at least.
-            member.suspicion.by |= set(sorted(by)[:4])
-            self._rumour(member)
+        suspicion = member.suspicion
+        if suspicion is not None:
+            if not by <= suspicion.by:
+                # Two nodes may bear the same mark: this many confirm it at least.
+                suspicion.by |= set(sorted(by)[:4])
+                self._rumour(member)
+            if state == "down" and self._now < suspicion.asks():
+                # Who says so has begun before us, or was behind a cut that has just healed: the
+                # suspect gets its time to refute.
+                state = "suspect"
         self._change(member, _CAUSES[state], by)
 
     def _said_of_us(self, line: Line, sender: Key | None) -> None:
@@ -853,7 +859,9 @@ class Membership:
         if self._now < self._next_gossip:
             return
         self._last_gossip = self._now
-        nodes = list(self._probed.values())
+        # A suspect has been told itself what is thought of it.
+        nodes = [m for m in self._probed.values() if m.state is State.ALIVE]
+        nodes = nodes or list(self._probed.values())
         for member in self._rng.sample(nodes, min(self._settings.gossip_nodes, len(nodes))):
             if self._rumours:
                 self._say_to(member, patience=0.5)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 from typing import Any, Literal, overload
 
 from .. import settings as settings_module
@@ -26,7 +26,7 @@ from .simulated_c import SimulatedCNode
 from .simulated_python import Script, SimulatedPythonNode
 from .sip_text import short, size
 from .timeline import MAX_STEPS, Clock, Timeline
-from .transcript import Transcript
+from .transcript import Record, Transcript
 
 AnyNode = SimulatedPythonNode | SimulatedCNode
 
@@ -342,6 +342,14 @@ class Simulator(Timeline, Network):
     @records.setter
     def records(self, value: bool) -> None:
         self._record.on = value
+
+    def sent(self, since: float = 0.0) -> Iterator[Record]:
+        """The records of the datagrams that were sent."""
+        return (r for r in self._record.records if r.to is not None and r.time >= since)
+
+    def forget_before(self, time: float) -> None:
+        """Drop what was recorded before, which saves memory."""
+        self._record.records = [r for r in self._record.records if r.time >= time]
 
     def note(self, node: SipUri | None, what: str) -> None:
         """A line for the transcript."""

@@ -874,8 +874,11 @@ class Membership:
     def _compare(self, member: _Member, digest: int) -> None:
         """Exchange lists with a node whose digest is not ours, once rumours have come to rest."""
         now = self._now
+        if digest == self._digest or now < self._next_sync or not member.probed:
+            return
+        # Who has just begun may know nothing but the one who speaks to it.
         quiet = not self._rumours and now - self._changed_at >= QUIET
-        if digest == self._digest or not quiet or now < self._next_sync or not member.probed:
+        if not quiet and self._next_sync > 0:
             return
         self._next_sync = now + self._sync_pause * self._rng.uniform(0.5, 1.5)
         self._sync_pause = min(2 * self._sync_pause, SYNC_MAX)

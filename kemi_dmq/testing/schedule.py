@@ -39,6 +39,9 @@ START = 0.2
 SETTLE = 40.0
 #: C nodes wait 30 s for an answer, then ask again at their next ping.
 SETTLE_WITH_C = 110.0
+#: At any time: so long after its end, or its own last trouble, a node lists a dead one as active at
+#: most.  A node that is cut off from all others takes its time: it doubts itself first.
+DETECTION = 120.0
 #: A whole bus is watched for so long whether it stays so.
 STAYS = 30.0
 SHOWN_LINES = 40
@@ -95,7 +98,7 @@ class Scenario:
             raise ValueError(f"nodes is {self.nodes!r}; it must be of the letters p, 5 and 6")
         usual = SETTLE if set(self.nodes) == {"p"} else SETTLE_WITH_C
         self.settle = self.settle or usual
-        self.detection = self.detection or usual
+        self.detection = self.detection or DETECTION
         self.steps = parse_schedule(self.schedule)
         self.simulator = Simulator(self.seed, records=self.records)
         self._all_nodes: list[AnyNode] = []  # also those that were replaced by a restart

@@ -155,11 +155,16 @@ class Scenario:
         for address in self.addresses:
             self._calm_since[address] = max(self._calm_since[address], simulator.now)
         self._let_pass(self.settle)
+        told = {node: len(node.told) for node in self._all_nodes}
         for _ in range(int(STAYS)):
             wrong = self._wrong_lists()
             if wrong:
                 self._fail(f"{self.settle:g} s after the last fault {wrong}")
             self._let_pass(1.0)
+        for node, count in told.items():
+            if len(node.told) > count:
+                event, other = node.told[count]
+                self._fail(f"{short(node.uri.key)} was told {event} {other} on a quiet bus")
         self._check_told()
 
     def _let_pass(self, seconds: float) -> None:

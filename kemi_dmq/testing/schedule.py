@@ -39,6 +39,9 @@ START = 0.2
 SETTLE = 40.0
 #: C nodes wait 30 s for an answer, then ask again at their next ping.
 SETTLE_WITH_C = 110.0
+#: At any time: so long after its end, or its own last trouble, a node lists a dead one as active at
+#: most.  A node that is cut off from all others takes its time: it doubts itself first.
+DETECTION = 120.0
 #: A whole bus is watched for so long whether it stays so.
 STAYS = 30.0
 SHOWN_LINES = 40
@@ -95,7 +98,7 @@ class Scenario:
             raise ValueError(f"nodes is {self.nodes!r}; it must be of the letters p, 5 and 6")
         usual = SETTLE if set(self.nodes) == {"p"} else SETTLE_WITH_C
         self.settle = self.settle or usual
-        self.detection = self.detection or usual
+        self.detection = self.detection or DETECTION
         self.steps = parse_schedule(self.schedule)
         self.simulator = Simulator(self.seed, records=self.records)
         self._all_nodes: list[AnyNode] = []  # also those that were replaced by a restart
@@ -152,11 +155,16 @@ class Scenario:
         for address in self.addresses:
             self._calm_since[address] = max(self._calm_since[address], simulator.now)
         self._let_pass(self.settle)
+        told = {node: len(node.told) for node in self._all_nodes}
         for _ in range(int(STAYS)):
             wrong = self._wrong_lists()
             if wrong:
                 self._fail(f"{self.settle:g} s after the last fault {wrong}")
             self._let_pass(1.0)
+        for node, count in told.items():
+            if len(node.told) > count:
+                event, other = node.told[count]
+                self._fail(f"{short(node.uri.key)} was told {event} {other} on a quiet bus")
         self._check_told()
 
     def _let_pass(self, seconds: float) -> None:

@@ -181,6 +181,22 @@ def test_an_event_that_is_told_twice_is_noticed(monkeypatch: pytest.MonkeyPatch)
     assert "for no change" in failure(1, "ppp", "1 heal")
 
 
+def test_a_healthy_node_that_is_called_down_for_a_moment_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kemi_dmq.testing.simulated_python import SimulatedPythonNode
+
+    start = SimulatedPythonNode.start
+
+    def start_and_flap(self: SimulatedPythonNode, *known: Any) -> None:
+        start(self, *known)
+        for after, event in ((50.3, "dmq:peer-down"), (50.6, "dmq:peer-up")):
+            self.after(after, self.told.append, (event, "10.0.0.1"))
+
+    monkeypatch.setattr(SimulatedPythonNode, "start", start_and_flap)
+    assert "on a quiet bus" in failure(1, "ppp", "1 heal")
+
+
 def test_a_c_node_that_stops_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kemi_dmq.testing.simulated_c.LIST_BYTES", 100)
     assert "has stopped working" in failure(1, "pp6p", "1 heal")

@@ -88,6 +88,15 @@ class NodeList:
     def active_keys(self) -> set[tuple[str, int]]:
         return {(node.host, node.port) for node in self.nodes if node.active}
 
+    @cached_property
+    def relays(self) -> dict[str, tuple[Node, ...]]:
+        """C nodes (URIs) whose messages are passed on, and to whom."""
+        by_uri = {node.uri: node for node in self.nodes}
+        return {
+            uri: tuple(by_uri[to] for to in relays if to in by_uri)
+            for uri, relays in self._published.relays.items()
+        }
+
     def of_uri(self, text: str) -> Node | None:
         """The node of a From URI."""
         try:
@@ -208,6 +217,8 @@ class Bus:
         if self.shared.once.evicted:
             self._count("once_evicted", self.shared.once.evicted)
             self.shared.once.evicted = 0
+        if self.node_list().relays:
+            self._relay(user)
         good = False
         if type(peer) is RawPeer:
             answer, good = self._call_raw(peer)
@@ -237,6 +248,23 @@ class Bus:
         self._finish(entry, identity, answer)
         self._reply(answer)
         return rc if good else -1
+
+    def _relay(self, user: str) -> None:
+        """Pass a message of a C node on to those of whom it cannot be told: under its name, so
+        that they know whose it is."""
+        from_uri, body, content_type, _, _ = self.host.request()
+        try:
+            sender = self.node_list().of_from(from_uri)
+        except WireError:
+            return
+        if sender is None or not body or not content_type:
+            return
+        for node in self.node_list().relays.get(sender.uri, ()):
+            headers = f"Max-Forwards: 1\r\n{wire.SUPPORTED}Content-Type: {content_type}\r\n"
+            next_hop = str(place(node)) if node.address not in node.host else ""
+            to = self.node_list().to_uri(node, user)
+            sent = self.host.send(to, wire.parse_uri(from_uri), headers, body, "", next_hop)
+            self._count("relayed" if sent else "send_failures")
 
     # Handed to a worker -----------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from . import wire
-from .membership import Action, FirstList, Membership, Notify, Publish, Resolve, Tell
+from .membership import Action, FirstList, Membership, Notify, Publish, Resolve, Tell, Warn
 from .node import Node, Status
 from .settings import Settings
 from .transaction import ClientTransactions
@@ -44,9 +44,12 @@ class Outside(Protocol):
         outcome comes back as a ("resolved", …) event."""
 
 
-def pack_nodes(nodes: list[Node], bodies: Bodies) -> tuple[Any, ...]:
-    """Nodes, and what is answered, as values that can go through shared memory."""
-    return (tuple(bodies), *(pack_node(node) for node in nodes))
+def pack_nodes(
+    nodes: list[Node], bodies: Bodies, relays: dict[str, list[str]] | None = None
+) -> tuple[Any, ...]:
+    """Nodes, what is answered, and whose messages are passed on to whom, as values that can go
+    through shared memory."""
+    return (tuple(bodies), relays or {}, *(pack_node(node) for node in nodes))
 
 
 class Published:
@@ -61,7 +64,12 @@ class Published:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        return tuple(unpack_node(item) for item in self._value[1:])
+        return tuple(unpack_node(item) for item in self._value[2:])
+
+    @cached_property
+    def relays(self) -> dict[str, list[str]]:
+        relays: dict[str, list[str]] = self._value[1]
+        return relays
 
 
 def pack_node(node: Node) -> tuple[Any, ...]:
@@ -164,7 +172,7 @@ class Engine:
         """The list now."""
         known = self.membership
         bodies = Bodies(known.c_body(), known.answer_body(), known.list_body())
-        return pack_nodes(known.nodes(), bodies)
+        return pack_nodes(known.nodes(), bodies, known.relays())
 
     def leave_texts(self) -> list[tuple[SipUri, str]]:
         """The requests that say goodbye, ready to be sent by a signal handler."""
@@ -185,6 +193,8 @@ class Engine:
                 self._outside.callback(("init", node))
             elif isinstance(action, Resolve):
                 self._outside.resolve(action.host, action.srv)
+            elif isinstance(action, Warn):
+                self._outside.callback(("warn", action.text))
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1

@@ -83,6 +83,9 @@ class Settings:
     gossip_interval: int = 200
     gossip_nodes: int = 3
     retransmit_mult: int = 4
+    #: Seconds after which a node that is away is forgotten (Serf's name); until then it is probed,
+    #: at least every 10 s.  Notification addresses are never forgotten.
+    reconnect_timeout: int = 600
     #: Bytes of shared memory that remember answered requests, so that a copy of one is answered
     #: again and not run again.  8 MB hold 32 s (RFC 3261, timer J) of 8,000 messages a second.
     once_memory: int = 8 * 1024 * 1024
@@ -122,6 +125,7 @@ _RANGES = {
     "gossip_interval": _Range(20, 10_000),
     "gossip_nodes": _Range(1, 20),
     "retransmit_mult": _Range(1, 100),
+    "reconnect_timeout": _Range(10, 30 * 86_400),
     "once_memory": _Range(64 * 1024, 4 * 1024**3),
     "c_tcp_rd_buf_size": _Range(1024, 16 * 1024**2),
 }

@@ -33,6 +33,7 @@ _COUNTERS = (
     "bad_lines",  # lines of a node list that are no node
     "callback_errors",  # 500: a peer's callback raised, or returned what is no response
     "sent",  # messages given to Kamailio for sending
+    "relayed",  # messages of C nodes that were passed on to nodes of which those cannot know
     "send_failures",  # messages that Kamailio or a full queue did not take
     "replies",  # responses that reached a response callback
     "timeouts",  # the same for timeouts

@@ -267,6 +267,10 @@ class _Published(Published):
     def nodes(self) -> tuple[Node, ...]:
         return tuple(self._membership.nodes())
 
+    @cached_property
+    def relays(self) -> dict[str, list[str]]:
+        return self._membership.relays()
+
 
 class _Bus(Bus):
     published = staticmethod(lambda value: value)  # type: ignore[assignment]

@@ -50,7 +50,9 @@ class Runtime:
         self.host = KamailioHost()
         self.host.use_socket(settings.server_socket)
         self.symbols = ReloadSymbols()
-        self.shared = Shared(settings.once_memory, num_workers=settings.num_workers)
+        self.shared = Shared(
+            settings.once_memory, num_workers=settings.num_workers, signs=bool(settings.keys)
+        )
         self.bus = Bus(settings, self.shared, self.host, registry)
         _api._bind(self.bus)
         self.drop_in = DropIn(self.bus)

@@ -18,9 +18,11 @@ from typing import Any
 
 from ..bus import Bus, describe
 from ..engine import Engine, resolved_event, unpack_node, unpack_nodes
+from ..gate import named_in, with_named
 from ..message import Reply
 from ..shared import Inbox
 from ..table import NodeTable
+from ..trust import own_sha256
 from ..wire import SipUri
 from .kamailio import KamailioHost, addresses_of
 from .reload import ReloadSymbols
@@ -84,7 +86,11 @@ class EngineProcess:
         self._resolver = resolver
         self._goodbye: list[tuple[SipUri, str]] = []
         self._stale_goodbye = True
-        self._engine = Engine(bus.settings, self, random.Random(os.urandom(16)), bus.user_agent())
+        bus.gate.hash_with(own_sha256())  # the leave must not wait for memory of OpenSSL's
+        self._names = named_in(bus.settings)
+        # Of the system's randomness: what it gives goes out, and must not tell what comes next.
+        rng = random.SystemRandom()
+        self._engine = Engine(bus.settings, self, rng, bus.user_agent(), bus.gate)
         self._started = False
 
     def run(self) -> None:
@@ -102,6 +108,9 @@ class EngineProcess:
             self._started = True
             _, known = shared.snapshot.read()
             engine.start(time.monotonic(), list(unpack_nodes(known)[0]))
+            local = self._bus.settings.server_address.host
+            if local in self._names:
+                self.resolve(local, "")
         leaves_at = None if stays else time.monotonic() + SHORT_STAY
         while leaves_at is None or time.monotonic() < leaves_at:
             if self._stale_goodbye:
@@ -129,14 +138,26 @@ class EngineProcess:
                 event = self._resolver.answers.get_nowait()
             except queue.Empty:
                 return
+            self._allow_named(event)
             self._engine.handle(event, time.monotonic())
+
+    def _allow_named(self, event: tuple[Any, ...]) -> None:
+        """Tell all processes which addresses a name in the settings stands for."""
+        _, host, addresses, _srv, targets = event
+        if host in self._names:
+            named = self._bus.shared.named
+            before = tuple(named.read()[1] or ())
+            after = with_named(before, [*addresses, *(address for address, _ in targets)])
+            if after != before:
+                named.publish(after)
 
     def _leave(self, signum: int, frame: FrameType | None) -> None:
         """Say goodbye.  All other processes have died where they stood, holding whatever they
         held: this takes no lock of ours, of tm or of uac, and ends in any case."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(1)
-        if self._stale_goodbye:  # the list has changed just now
+        if self._stale_goodbye or self._bus.settings.keys:
+            # The list has changed just now, or the texts are to bear this moment.
             try:
                 self._goodbye = self._engine.leave_texts()
             except Exception:

@@ -12,7 +12,8 @@ from ..once import Answer, Verdict
 from ..peer import Registry
 from ..settings import Settings
 from ..shared import Shared
-from ..wire import SUPPORTED, SipUri, Via, parse_uri
+from ..trust import Parts
+from ..wire import METHOD, SUPPORTED, SipUri, Via, parse_uri
 from .sip_text import SipText, build_reply, parse, short
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: From a SIP worker to the engine.
 WAKE_UP = 0.0002
+#: Unix time at virtual time 0.
+WALL = 1_800_000_000.0
 
 
 class SimulatedPythonNode:
@@ -38,6 +41,7 @@ class SimulatedPythonNode:
         self._version = 0
         self._published: tuple[Any, ...] | None = None
         self._wake_at: float | None = None
+        self.clock_ahead = 0.0  # seconds
         self._host = _Host(self)
         self.bus = Bus(settings, cast(Shared, _Shared(self)), self._host, Registry())
         self.bus.attached = True
@@ -45,7 +49,7 @@ class SimulatedPythonNode:
 
     def _new_engine(self) -> Engine:
         rng = random.Random(self._rng.getrandbits(64))
-        return Engine(self.settings, self, rng, self.bus.user_agent())
+        return Engine(self.settings, self, rng, self.bus.user_agent(), self.bus.gate)
 
     def start(self) -> None:
         self.engine.start(self.simulator.now, [])
@@ -165,6 +169,32 @@ class _Names:
         return False
 
 
+class _Nonces:
+    """NonceTable without a bound."""
+
+    def __init__(self) -> None:
+        self._seen: set[object] = set()
+
+    def add(self, nonce: object, signed: int, now: int, window: int) -> bool:
+        new = nonce not in self._seen
+        self._seen.add(nonce)
+        return new
+
+
+class _Words(Counter[str]):
+    """Words, by name."""
+
+    def get(self, name: str, default: object = None) -> Any:
+        return self[name]
+
+    def set(self, name: str, value: int) -> None:
+        self[name] = value
+
+
+class _Named:
+    version = 0
+
+
 class _Shared:
     """What Bus uses of kemi_dmq.shared.Shared."""
 
@@ -173,6 +203,13 @@ class _Shared:
         self.snapshot = self.engine_inbox = node
         self.once = _Once()
         self.names = _Names()
+        self.words = _Words()
+        self.named = _Named()
+        self.nonces = _Nonces()
+        rng = random.Random(f"secrets of {node.uri}")
+        self.secret = rng.randbytes(32)
+        self.token = lambda: rng.randbytes(12).hex()
+        self.wall = lambda: WALL + node.simulator.now + node.clock_ahead
         self.workers = None
 
 
@@ -204,7 +241,19 @@ class _Host:
     def body(self) -> str | bytes | None:
         return self.message.body
 
-    def request(self) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
+    def source_ip(self) -> str | None:
+        return self._source[0]
+
+    def is_myself(self, uri: str) -> bool:
+        return False
+
+    def signed_parts(self) -> Parts | None:
+        message = self.message
+        body = message.body.encode()
+        user = self.ruri_user() or ""
+        return Parts(METHOD, message.uri, message.from_uri, user, self.content_type(), body)
+
+    def request(self, source_ip: str) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
         return (
             self.from_uri() or "",
             self.body(),
@@ -225,8 +274,10 @@ class _Host:
     def header(self, name: str) -> str:
         return self.message.header(name)
 
-    def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool:
-        more = f"{SUPPORTED}Server: kamailio ({self.version()})\r\n"
+    def reply(
+        self, code: int, reason: str, body: str = "", content_type: str = "", headers: str = ""
+    ) -> bool:
+        more = f"{SUPPORTED}{headers}Server: kamailio ({self.version()})\r\n"
         text = build_reply(self.message, code, reason, body, content_type, more)
         self._node.simulator.transmit(self._node.uri, self._source, text)
         return True

@@ -501,7 +501,7 @@ class Bus:
         for line in lines:
             if line.uri.key in known or self.gate.may_be_listed(line.uri):
                 kept.append(line)
-            elif line.status == "active":
+            elif line.status == "active" and line.uri.key not in self.gate.local_places:
                 self.shared.engine_inbox.put(ask_event(str(line.uri)))  # if not, at the next list
         return kept
 

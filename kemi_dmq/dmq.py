@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .host.kamailio import KamailioHost
     from .host.reload import LoadWatch
 
+#: A secret of fewer characters is warned of.
+SHORT_SECRET = 16
+
 registry = Registry()
 _api = DmqApi(registry)
 _runtime: Runtime | None = None
@@ -348,6 +351,12 @@ def _first_start(given: dict[str, Any]) -> Runtime:
     except SettingError as error:
         host.log("crit", str(error))
         raise SystemExit(1) from None
+    if any(len(key.secret) < SHORT_SECRET for key in settings.keys):
+        host.log(
+            "warn",
+            f"kemi_dmq: a secret in setting keys has less than {SHORT_SECRET} characters: who has "
+            "seen one message can guess it; openssl rand -base64 32 makes a better one",
+        )
     runtime = Runtime(settings)
     if settings.bind_c_modules:
         _bind_c_modules(runtime)

@@ -97,6 +97,7 @@ class Engine:
         self.call_id_prefix = call_id_prefix(settings)
         self._gate = gate
         self._strangers: dict[SipUri, float] = {}  # who was named unsigned -> when to ask again
+        self._resolving: list[SipUri] = []  # those of them whose name is being looked up
         self._boot = f"{rng.getrandbits(48):012x}"
         self._count = 0
 
@@ -164,11 +165,14 @@ class Engine:
         if wire.is_address(uri.host):
             self._ask_at(uri, uri.host, now)
         else:
+            self._resolving.append(uri)
             self._outside.resolve(uri.host, "")
 
     def _ask_resolved(self, host: str, addresses: list[str], now: float) -> None:
-        for uri in [uri for uri in self._strangers if uri.host == host and addresses]:
-            self._ask_at(uri, addresses[0], now)
+        for uri in [uri for uri in self._resolving if uri.host == host]:
+            self._resolving.remove(uri)
+            if addresses:
+                self._ask_at(uri, addresses[0], now)
 
     def _ask_at(self, uri: SipUri, address: str, now: float) -> None:
         to = SipUri(address, uri.port, uri.transport)

@@ -38,7 +38,7 @@ class Gate:
         self._named: set[str] = addresses_in(settings)
         self._unsigned: dict[str, bool] = {}
         socket = settings.server_socket
-        self._local_places = {settings.server_address.key, (socket.host, socket.port)}
+        self.local_places = {settings.server_address.key, (socket.host, socket.port)}
         self._window = settings.key_window * 1000
         self._call_id_mac = Mac(shared.secret)
         self.keyring = Keyring(settings.keys) if settings.keys else None
@@ -148,7 +148,7 @@ class Gate:
             uri = parse_uri(ruri)
         except WireError:
             return False
-        return uri.key in self._local_places or host.is_myself(f"sip:{uri.host}:{uri.port}")
+        return uri.key in self.local_places or host.is_myself(f"sip:{uri.host}:{uri.port}")
 
     def _now(self) -> int:
         return int(self._shared.wall() * 1000)

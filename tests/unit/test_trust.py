@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import hashlib
+import hmac
+from base64 import urlsafe_b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kemi_dmq.trust import HEADER, HEADER_BYTES, Key, Keyring, Mac, Parts, encode, own_sha256
+
+RING = Keyring([Key("k1", b"one"), Key("k2", b"two")])
+PARTS = Parts("KDMQ", "sip:a@10.0.0.1:5060", "sip:a@10.0.0.2:5060", "a", "text/plain", b"hello")
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+parts = st.builds(Parts, texts, texts, texts, texts, texts, st.binary())
+
+
+def value(line: str) -> str:
+    assert line.startswith(f"{HEADER}: ") and line.endswith("\r\n") and line.count("\r\n") == 1
+    return line[len(HEADER) + 2 : -2]
+
+
+@given(st.lists(st.binary()), st.lists(st.binary()))
+def test_other_parts_are_other_bytes(one: list[bytes], other: list[bytes]) -> None:
+    assert (encode(*one) == encode(*other)) == (one == other)
+
+
+@given(st.lists(st.binary(max_size=20), max_size=6), st.integers(0, 100), st.integers(0, 100))
+def test_bytes_that_move_from_one_part_to_the_next_make_a_difference(
+    given_: list[bytes], where: int, size: int
+) -> None:
+    whole = b"".join(given_)
+    for cut in range(len(whole) + 1):
+        split = [whole[:cut], whole[cut:]]
+        assert split == given_ or encode(*split) != encode(*given_)
+
+
+@given(st.binary(min_size=1, max_size=200), st.binary())
+def test_a_mac_is_the_standards(secret: bytes, data: bytes) -> None:
+    right = urlsafe_b64encode(hmac.digest(secret, data, "sha256")).decode().rstrip("=")
+    assert Mac(secret)(data) == Mac(secret, own_sha256())(data) == right
+
+
+def test_python_has_a_sha256_of_its_own() -> None:
+    assert own_sha256() is not hashlib.sha256
+
+
+@given(parts, st.integers(0, 10**13))
+def test_what_is_signed_is_verified(given_: Parts, time: int) -> None:
+    header = value(RING.sign(given_, time, "n.1"))
+    signed = RING.verify(header, lambda: given_)
+    assert signed is not None and signed == ("k1", time, "n.1")
+
+
+@given(parts, st.data())
+def test_a_change_in_any_part_is_noticed(given_: Parts, data: st.DataObject) -> None:
+    header = value(RING.sign(given_, 1000, "n.1"))
+    name = data.draw(st.sampled_from(Parts._fields))
+    other = data.draw(st.binary() if name == "body" else texts)
+    changed = Parts(**{**given_._asdict(), name: other})
+    assert (RING.verify(header, lambda: changed) is not None) == (changed == given_)
+
+
+def test_a_change_in_any_byte_of_the_header_is_noticed() -> None:
+    header = value(RING.sign(PARTS, 1_795_594_376_355, "n.1"))
+    for number in range(len(header)):
+        for byte in "0Az-. ;=\n":
+            changed = header[:number] + byte + header[number + 1 :]
+            found = RING.verify(changed, lambda: PARTS)
+            assert (found is not None) == (changed == header), changed
+
+
+@given(st.text())
+def test_any_text_is_no_signature(header: str) -> None:
+    def unread() -> Parts:
+        raise AssertionError("not worth while")
+
+    assert RING.verify(header, unread) is None
+
+
+def test_the_first_key_signs_and_all_verify() -> None:
+    turned = Keyring([Key("k2", b"two"), Key("k1", b"one")])
+    for signer, verifier, key in ((RING, turned, "k1"), (turned, RING, "k2")):
+        signed = verifier.verify(value(signer.sign(PARTS, 1, "n")), lambda: PARTS)
+        assert signed is not None and signed.key_id == key
+    only = Keyring([Key("k2", b"two")])
+    assert only.verify(value(RING.sign(PARTS, 1, "n")), lambda: PARTS) is None
+    same_id = Keyring([Key("k1", b"two")])
+    assert same_id.verify(value(RING.sign(PARTS, 1, "n")), lambda: PARTS) is None
+
+
+def test_what_cannot_be_read_is_not_signed() -> None:
+    assert RING.verify(value(RING.sign(PARTS, 1, "n")), lambda: None) is None
+
+
+def test_a_reply_answers_one_request() -> None:
+    header = value(RING.sign_reply(200, "text/plain", b"list", 1000, "n.1"))
+    assert RING.verify_reply(header, 200, "text/plain", b"list", "n.1")
+    for code, kind, body, nonce in (
+        (202, "text/plain", b"list", "n.1"),
+        (200, "text/plaim", b"list", "n.1"),
+        (200, "text/plain", b"lisd", "n.1"),
+        (200, "text/plain", b"list", "n.2"),
+    ):
+        assert not RING.verify_reply(header, code, kind, body, nonce)
+    for number in range(len(header)):
+        changed = header[:number] + ("1" if header[number] != "1" else "2") + header[number + 1 :]
+        assert not RING.verify_reply(changed, 200, "text/plain", b"list", "n.1")
+    assert not RING.verify_reply("", 200, "text/plain", b"list", "n.1")
+
+
+def test_a_request_is_no_reply_and_a_reply_no_request() -> None:
+    """Whoever has the one signed cannot show it as the other."""
+    reply = value(RING.sign_reply(200, "text/plain", b"x", 1, "n"))
+    parts = Parts("200", "text/plain", "x", "", "", b"")
+    assert RING.verify(reply, lambda: parts) is None
+
+
+@pytest.mark.parametrize("ring", [Keyring([Key("k" * 32, b"x")])])
+def test_the_header_is_no_longer_than_is_allowed_for(ring: Keyring) -> None:
+    assert len(ring.sign(PARTS, 10**15 - 1, "n" * 64)) <= HEADER_BYTES
+
+
+def test_a_key_does_not_show_its_secret() -> None:
+    assert "one" not in repr(Key("k1", b"one")) and "one" not in str(Key("k1", b"one"))

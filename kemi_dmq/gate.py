@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from .shared import Shared
 
 #: Of a request from one of unsigned_networks that bears no signature.
-UNSIGNED = Signed("", 0, "")
+UNSIGNED = Signed("", 0, "", "")
 #: Entries of a process's caches; a sender of many addresses must not make them grow.
 _CACHED = 4096
 #: Addresses that names have stood for; the oldest go first.
 NAMED = 256
-_STAMP = 16  # characters, of 6 bits each
+_STAMP = 24  # characters, of 4 bits each
 
 
 class Gate:
@@ -94,23 +94,15 @@ class Gate:
             if self._may_be_unsigned(host, source):
                 return UNSIGNED, ""
             return None, "it is not signed"
-        parts: Parts | None = None
-
-        def covered() -> Parts | None:
-            nonlocal parts
-            parts = host.signed_parts()
-            return parts
-
-        signed = self.keyring.verify(header, covered)
+        signed = self.keyring.verify(header, host.signed_parts)
         if signed is None:
             return None, "its signature is not that of a key of this node"
-        assert parts is not None
         late = self._now() - signed.time
         if abs(late) > self._window:
             when = f"{late / 1000:.0f} s ago" if late > 0 else f"{-late / 1000:.0f} s in the future"
             return None, f"by its time it was signed {when}: do the clocks differ?"
-        if not self._names_us(host, parts.ruri):
-            return None, f"it is for another node ({parts.ruri})"
+        if not self._names_us(host, signed.ruri):
+            return None, f"it is for another node ({signed.ruri})"
         return signed, ""
 
     def fresh(self, signed: Signed | None) -> bool:
@@ -164,7 +156,7 @@ class Gate:
     def stamp(self, unique: str, place: str) -> str:
         """unique, so that nobody can make it up, and with it where the answer has to come from.
         It goes into a Call-ID, and is the nonce of the request."""
-        return f"{unique}.{self._call_id_mac(encode(unique, _plain(place)))[:_STAMP]}"
+        return f"{unique}.{self._call_id_mac(encode((unique, _plain(place))))[:_STAMP]}"
 
     def check_answer(self, host: Host, stamped: str, code: int) -> str:
         """What is wrong with the reply being handled, which answers the request stamped so; ""

@@ -34,7 +34,9 @@ class NonceTable:
         self._map = shared_map(buckets * _WORDS * 8)
         self._words = memoryview(self._map).cast("Q")
         context = multiprocessing.get_context("fork")
-        self._locks = [context.Lock() for _ in range(_LOCKS)]
+        locks = [context.Lock() for _ in range(_LOCKS)]
+        # its C functions; "with lock" runs two more Python functions
+        self._locks = [(lock, lock.acquire, lock.release) for lock in locks]
         self._since = now - BEFORE_START
 
     def add(self, nonce: object, signed: int, now: int, window: int) -> bool:
@@ -49,7 +51,9 @@ class NonceTable:
         bucket = key % self._buckets
         base = bucket * _WORDS
         words = self._words
-        with self._locks[bucket % _LOCKS]:
+        _, acquire, release = self._locks[bucket % _LOCKS]
+        acquire()
+        try:
             found = _READ(self._map, base * 8)
             floor, keys, times = found[0], found[1 : 1 + WAYS], found[1 + WAYS :]
             if signed <= floor or key in keys:
@@ -61,4 +65,6 @@ class NonceTable:
                 words[base] = max(floor, oldest)
             words[base + 1 + way] = key
             words[base + 1 + WAYS + way] = signed
+        finally:
+            release()
         return True

@@ -2,7 +2,7 @@
 
     DMQ-Auth: id=k1;time=1764057600000;nonce=…;mac=…
 
-time is when it was signed (Unix time, milliseconds), mac HMAC-SHA-256 in base64url.  A request's
+time is when it was signed (Unix time, milliseconds), mac HMAC-SHA-256 in hex.  A request's
 covers method, R-URI, From URI, peer, Content-Type, body, key id, time and nonce; a reply has the
 nonce of its request, so that it answers that one and no other, and its mac covers code,
 Content-Type, body, key id, time and nonce.  Pure: time and nonces are arguments.
@@ -10,7 +10,6 @@ Content-Type, body, key id, time and nonce.  Pure: time and nonces are arguments
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import importlib
@@ -21,9 +20,9 @@ from typing import Any, NamedTuple
 
 HEADER = "DMQ-Auth"
 #: Bytes that the header needs at most.
-HEADER_BYTES = 200
+HEADER_BYTES = 220
 _HEADER = re.compile(
-    r"id=([A-Za-z0-9._-]{1,32});time=([0-9]{1,15});nonce=([A-Za-z0-9._-]{1,64});mac=([\w-]{43})",
+    r"id=([A-Za-z0-9._-]{1,32});time=([0-9]{1,15});nonce=([A-Za-z0-9._-]{1,64});mac=([0-9a-f]{64})",
     re.ASCII,
 )
 KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
@@ -53,15 +52,17 @@ class Parts(NamedTuple):
 
 
 class Signed(NamedTuple):
-    """A signature that is right: which key, when (Unix time, ms), and the nonce."""
+    """A request whose signature is right: which key, when (Unix time, ms), the nonce, and for
+    whom."""
 
     key_id: str
     time: int
     nonce: str
+    ruri: str
 
 
 class Mac:
-    """HMAC-SHA-256 (RFC 2104) with one secret, as base64url.  The two blocks that depend on the
+    """HMAC-SHA-256 (RFC 2104) with one secret, in hex.  The two blocks that depend on the
     secret alone are worked off once; that is a third of the time of hmac.digest()."""
 
     def __init__(self, secret: bytes, digest: Digest = hashlib.sha256) -> None:
@@ -73,16 +74,14 @@ class Mac:
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(data)
         outer.update(inner.digest())
-        return base64.urlsafe_b64encode(outer.digest())[:43].decode()
+        return outer.hexdigest()  # type: ignore[no-any-return]
 
 
-def encode(*parts: str | bytes) -> bytes:
-    """Any parts as bytes, so that other parts are always other bytes: each after its length."""
-    pieces: list[bytes] = []
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        pieces += (b"%d:" % len(data), data)
-    return b"".join(pieces)
+def encode(texts: tuple[str, ...], body: bytes = b"") -> bytes:
+    """Any number of texts, and a body, as bytes, so that others are always other bytes: each text
+    after its length in characters, the body last."""
+    head = "".join([f"{len(text)}:{text}" for text in texts])
+    return f"{len(texts)}:{head}".encode("utf-8", "surrogatepass") + body
 
 
 class Keyring:
@@ -95,7 +94,7 @@ class Keyring:
 
     def sign(self, parts: Parts, time: int, nonce: str) -> str:
         """The header line of a request, its end included."""
-        return self._header(time, nonce, encode("request", self._first, str(time), nonce, *parts))
+        return self._header(time, nonce, _request(self._first, str(time), nonce, parts))
 
     def verify(self, header: str, parts: Callable[[], Parts | None]) -> Signed | None:
         """Check a request's header; parts() is called if that is worth while, and may give
@@ -107,8 +106,10 @@ class Keyring:
         covered = parts()
         if covered is None:
             return None
-        right = self._macs[key_id](encode("request", key_id, time, nonce, *covered))
-        return Signed(key_id, int(time), nonce) if hmac.compare_digest(right, mac) else None
+        right = self._macs[key_id](_request(key_id, time, nonce, covered))
+        if not hmac.compare_digest(right, mac):
+            return None
+        return Signed(key_id, int(time), nonce, covered[1])
 
     def sign_reply(self, code: int, content_type: str, body: bytes, time: int, nonce: str) -> str:
         """The header line of the reply to the request with that nonce."""
@@ -131,8 +132,14 @@ class Keyring:
         return f"{HEADER}: id={self._first};time={time};nonce={nonce};mac={mac}\r\n"
 
 
+def _request(key_id: str, time: str, nonce: str, parts: Parts) -> bytes:
+    method, ruri, from_uri, peer, content_type, body = parts
+    texts = ("request", key_id, time, nonce, method, ruri, from_uri, peer, content_type)
+    return encode(texts, body)
+
+
 def _reply(key_id: str, time: str, nonce: str, code: int, content_type: str, body: bytes) -> bytes:
-    return encode("reply", key_id, time, nonce, str(code), content_type, body)
+    return encode(("reply", key_id, time, nonce, str(code), content_type), body)
 
 
 def own_sha256() -> Digest:

@@ -218,6 +218,35 @@ def test_nodes_with_the_same_key_work_as_without(bed: Bed) -> None:
         assert SECRET not in node.log()
 
 
+@pytest.mark.parametrize("transport", ["tcp", "udp6"])
+def test_keys_over_tcp_and_ipv6(bed: Bed, transport: str) -> None:
+    uris: list[str] = []
+    nodes: list[PythonNode] = []
+    for address in (A, B):
+        if transport == "tcp":
+            uri = f"sip:{address}:5060;transport=tcp"
+            more = f"listen=tcp:{address}:5060"
+        else:
+            uri = f"sip:[::1]:507{address[-1]}"
+            more = f"listen=udp:{uri[4:]}"
+        listen = f"listen=udp:{address}:5060\n{more}"
+        given = {**KEYS, "server_address": uri}
+        notify = uris[0] if uris else ""
+        nodes.append(bed.python(address, notify, listen=listen, defines=given))
+        uris.append(uri)
+    a, b = nodes
+    a.start()
+    b.start()
+    wait_for(lambda: a.active() == b.active() == set(uris), 5)
+    assert b.command("bcast", body="x" * 20_000) == 0
+    wait_for(lambda: a.events("message", size=20_000, node=uris[1]))
+    b.stop()
+    if transport != "tcp":  # Kamailio's TCP process is stopped at the same time
+        wait_for(lambda: uris[1] not in a.active(), 2)
+    counters = a.counters()
+    assert counters["not_signed"] == counters["answers_refused"] == 0
+
+
 def test_stateless_and_worker_messages_are_signed_too(bed: Bed) -> None:
     a, b = two(bed, defines={**KEYS, "sl_send": 1, "num_workers": 2})
     assert b.command("bcast", body="x") == 0

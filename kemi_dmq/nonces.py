@@ -45,7 +45,8 @@ class NonceTable:
 
         nonce: hashable; its hash is keyed and the same in all processes (see once.py).
         """
-        if signed <= self._since:
+        # The second: the clock was ahead at the start and was put right since.
+        if signed <= min(self._since, now - BEFORE_START):
             return False
         key = hash(nonce) & _MASK or 1
         bucket = key % self._buckets

@@ -415,18 +415,30 @@ def test_unknown_keys_and_wrong_times_are_refused(bed: Bed) -> None:
     assert (counters["not_signed"], counters["replays"]) == (4, 1)
 
 
-def test_keys_are_rotated_without_a_gap(bed: Bed) -> None:
-    old, new = f"old:{SECRET}", "new:other-secret-of-the-bus"
+OLD, NEW = f"old:{SECRET}", "new:other-secret-of-the-bus"
+ROLLING = {
+    "rotation": [
+        {"keys": OLD},
+        {"keys": f"{OLD},{NEW}"},
+        {"keys": f"{NEW},{OLD}"},
+        {"keys": NEW},
+    ],
+    "the first key": [{}, {"keys": OLD, "unsigned_networks": "127.0.0.0/8"}, {"keys": OLD}],
+}
 
-    def restart(address: str, keys: str, notify: str) -> PythonNode:
-        node = bed.python(address, notify, defines={"keys": keys})
+
+@pytest.mark.parametrize("what", ROLLING)
+def test_keys_change_node_by_node_without_a_gap(bed: Bed, what: str) -> None:
+
+    def restart(address: str, defines: dict[str, str], notify: str) -> PythonNode:
+        node = bed.python(address, notify, defines=defines)
         node.start()
         return node
 
-    a = restart(A, old, f"sip:{B}:5060")
-    b = restart(B, old, f"sip:{A}:5060")
-    steps = [f"{old},{new}", f"{new},{old}", new]
-    for keys in steps:
+    first, *steps = ROLLING[what]
+    a = restart(A, first, f"sip:{B}:5060")
+    b = restart(B, first, f"sip:{A}:5060")
+    for defines in steps:
         for which in (A, B):
             wait_for(whole(a, b), 5)
             for sender, receiver in ((a, b), (b, a)):
@@ -437,9 +449,9 @@ def test_keys_are_rotated_without_a_gap(bed: Bed) -> None:
             node.wait_settled()
             node.stop()
             if which == A:
-                a = restart(A, keys, f"sip:{B}:5060")
+                a = restart(A, defines, f"sip:{B}:5060")
             else:
-                b = restart(B, keys, f"sip:{A}:5060")
+                b = restart(B, defines, f"sip:{A}:5060")
     wait_for(whole(a, b), 5)
     assert a.counters()["not_signed"] == b.counters()["not_signed"] == 0
 

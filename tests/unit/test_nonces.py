@@ -25,6 +25,13 @@ def test_what_was_signed_well_before_the_start_may_have_been_seen() -> None:
     assert table.add("a", START - BEFORE_START + 1, START + 1, WINDOW)
 
 
+def test_a_clock_that_was_ahead_at_the_start_shuts_nobody_out() -> None:
+    table = NonceTable(START + 3_600_000)
+    assert table.add("a", START, START, WINDOW)
+    assert not table.add("a", START, START, WINDOW)
+    assert not table.add("b", START - BEFORE_START, START, WINDOW)
+
+
 def test_a_full_table_refuses_what_is_late_and_takes_no_replay() -> None:
     table = NonceTable(START, buckets=1)
     taken = [(n, START + n) for n in range(1, 3 * WAYS)]

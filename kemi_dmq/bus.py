@@ -426,32 +426,36 @@ class Bus:
 
     def _notification(self, rc: int, source: str, signed: Signed | None) -> int:
         self._count("notifications")
+        first = True
         if signed is None or signed is UNSIGNED:
             code, reason = self._take_list(signed is None)
+        elif not (self.host.call_id() or "").endswith(signed.nonce):
+            return self._refuse_unsigned(source, "its Call-ID is not the one that was signed")
         else:
-            # Applying a list twice does no harm, but a replayed one would.
-            identity = self._identity(source, signed)
+            # Applying a list twice does no harm, but a replayed one would.  Call-ID and nonce are
+            # one: who repeats the request before it is here itself cannot make it a replay.
+            identity = (signed.key_id, signed.nonce)
             verdict, entry, answer = self._claim(identity)
             if verdict is _NEW:
                 if self.gate.fresh(signed):
                     code, reason = self._take_list(True)
                 else:
                     code, reason = self._replayed(source)[:2]
-                self._finish(entry, identity, Answer(code, reason, b"", ""))
+                self._finish(entry, identity, Answer(code, reason, source.encode(), ""))
             elif answer is None:
                 self._count("copies_dropped")
                 return rc
             else:
                 self._count("duplicates")
                 code, reason = answer.code, answer.reason or "OK"
-        if code != 200:
-            self.host.reply(code, reason, headers=self.gate.sign_reply(signed, code, "", ""))
-            return -1
-        python = wire.parse_agent(self.host.header("Supported"), "").python
-        body = self.node_list().body(python)
-        headers = self.gate.sign_reply(signed, 200, "text/plain", body)
-        self.host.reply(200, "OK", body, "text/plain", headers)
-        return rc
+                first = answer.body == source.encode()
+        body = content_type = ""
+        if code == 200 and first:  # to somewhere else a copy's answer says nothing
+            body = self.node_list().body(wire.parse_agent(self.host.header("Supported"), "").python)
+            content_type = "text/plain"
+        headers = self.gate.sign_reply(signed, code, content_type, body)
+        self.host.reply(code, reason, body, content_type, headers)
+        return rc if code == 200 else -1
 
     def _take_list(self, believed: bool) -> tuple[int, str]:
         """Give the node list being handled to the engine; the answer's code and reason.

@@ -47,6 +47,8 @@ def signed(body: str = "x", *, ring: Keyring = RING, ago: float = 0.0, **more: A
     kind = "text/plain" if body else ""
     parts = Parts("KDMQ", given["ruri"], given["from_uri"], user, kind, body.encode())
     line = ring.sign(parts, int((time.time() - ago) * 1000), f"n.{next(_numbers)}")
+    # The engine's Call-IDs end with the nonce.
+    given.setdefault("call_id", f"dmq-{line.partition('nonce=')[2].partition(';')[0]}")
     return Request(body=body.encode(), headers={HEADER: line.partition(":")[2].strip()}, **given)
 
 
@@ -183,9 +185,32 @@ def test_a_list_is_taken_once_and_its_answer_is_signed(bed: Bed) -> None:
         nonce = request.headers[HEADER].partition("nonce=")[2].partition(";")[0]
         assert RING.verify_reply(auth, 200, "text/plain", reply.body.encode(), nonce)
     assert len(events(bed)) == 1
+    # Elsewhere a copy is acknowledged (it may be the sender's own, overtaken by a faster copy),
+    # and told nothing.
+    request.source = ("10.0.0.66", 5060)
     request.via += "x"
     reply = bed.ask(request)
+    auth = reply.headers.partition(f"{HEADER}: ")[2].strip()
+    assert (reply.code, reply.body) == (200, "") and events(bed) == []
+    assert RING.verify_reply(auth, 200, "", b"", nonce)
+    request.call_id += "x"
+    reply = bed.ask(request)
     assert (reply.code, reply.body) == (403, "") and events(bed) == []
+
+
+def test_who_repeats_a_list_before_it_is_here_cannot_make_it_count_as_a_replay(bed: Bed) -> None:
+    bed.start(**KEYS)
+    bed.publish(OTHER)
+    request = listing("sip:10.0.0.2:5060;status=active")
+    call_id, via, source = request.call_id, request.via, request.source
+    request.source = ("10.0.0.66", 5060)
+    request.call_id += "x"
+    assert bed.ask(request).code == 403  # and has used nothing up
+    request.call_id, request.via = call_id, via + "x"
+    assert bed.ask(request).code == 200
+    request.via, request.source = via, source
+    assert bed.ask(request).code == 200
+    assert len(events(bed)) == 1
 
 
 def test_what_a_list_lacks_is_said_again(bed: Bed) -> None:

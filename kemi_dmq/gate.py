@@ -6,12 +6,11 @@ secret of this Kamailio's, and the addresses that names in the settings stand fo
 
 from __future__ import annotations
 
-import hmac
 import os
 from typing import TYPE_CHECKING
 
 from .networks import DEFAULT_NETWORKS, contains, parse_address
-from .trust import HEADER, Digest, Keyring, Mac, Parts, Signed, encode
+from .trust import HEADER, Keyring, Mac, Parts, Signed, compare_digest, encode
 from .wire import SipUri, WireError, is_address, parse_uri
 
 if TYPE_CHECKING:
@@ -44,12 +43,6 @@ class Gate:
         self.keyring = Keyring(settings.keys) if settings.keys else None
         self._nonce_begin = ""
         self._nonce_pid = self._nonce_count = 0
-
-    def hash_with(self, digest: Digest) -> None:
-        """Use another SHA-256 than OpenSSL's in this process."""
-        self._call_id_mac = Mac(self._shared.secret, digest)
-        if self._settings.keys:
-            self.keyring = Keyring(self._settings.keys, digest)
 
     # Allowed networks ----------------------------------------------------------------------
 
@@ -163,7 +156,7 @@ class Gate:
         if it is to be believed."""
         source = host.source_ip() or ""
         unique = stamped.rpartition(".")[0]
-        if not hmac.compare_digest(self.stamp(unique, source).encode(), stamped.encode()):
+        if not compare_digest(self.stamp(unique, source).encode(), stamped.encode()):
             return "it was not asked"
         if self.keyring is None:
             return ""

@@ -10,10 +10,9 @@ Content-Type, body, key id, time and nonce.  Pure: time and nonces are arguments
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import importlib
 import re
+from _operator import _compare_digest
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -29,7 +28,25 @@ KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 
-Digest = Callable[[bytes], Any]
+
+def _own_sha256() -> Any:
+    """Python's own SHA-256, as the standard library's random has it, not OpenSSL's.
+
+    Kamailio's tls has OpenSSL take its memory from Kamailio's.  Then hash objects that were made
+    before the fork fail or crash in the children (docs/kamailio.md), and at the stop the lock of
+    that memory may be held for ever by a process that has died.
+    """
+    for name in ("_sha2", "_sha256"):  # Python 3.12 and later; 3.11
+        try:
+            return importlib.import_module(name).sha256
+        except ImportError:
+            pass
+    return importlib.import_module("hashlib").sha256
+
+
+sha256 = _own_sha256()
+#: hmac.compare_digest(), without the OpenSSL that hmac imports.
+compare_digest = _compare_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +80,12 @@ class Signed(NamedTuple):
 
 class Mac:
     """HMAC-SHA-256 (RFC 2104) with one secret, in hex.  The two blocks that depend on the
-    secret alone are worked off once; that is a third of the time of hmac.digest()."""
+    secret alone are worked off once."""
 
-    def __init__(self, secret: bytes, digest: Digest = hashlib.sha256) -> None:
-        block = (digest(secret).digest() if len(secret) > 64 else secret).ljust(64, b"\0")
-        self._inner = digest(block.translate(_INNER))
-        self._outer = digest(block.translate(_OUTER))
+    def __init__(self, secret: bytes) -> None:
+        block = (sha256(secret).digest() if len(secret) > 64 else secret).ljust(64, b"\0")
+        self._inner = sha256(block.translate(_INNER))
+        self._outer = sha256(block.translate(_OUTER))
 
     def __call__(self, data: bytes) -> str:
         inner, outer = self._inner.copy(), self._outer.copy()
@@ -87,9 +104,9 @@ def encode(texts: tuple[str, ...], body: bytes = b"") -> bytes:
 class Keyring:
     """The keys of this node: the first one signs, all of them verify."""
 
-    def __init__(self, keys: Iterable[Key], digest: Digest = hashlib.sha256) -> None:
+    def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
-        self._macs = {key.id: Mac(key.secret, digest) for key in self._keys}
+        self._macs = {key.id: Mac(key.secret) for key in self._keys}
         self._first = self._keys[0].id
 
     def sign(self, parts: Parts, time: int, nonce: str) -> str:
@@ -107,7 +124,7 @@ class Keyring:
         if covered is None:
             return None
         right = self._macs[key_id](_request(key_id, time, nonce, covered))
-        if not hmac.compare_digest(right, mac):
+        if not compare_digest(right, mac):
             return None
         return Signed(key_id, int(time), nonce, covered[1])
 
@@ -125,7 +142,7 @@ class Keyring:
             return False
         key_id, time, _, mac = match.groups()
         covered = _reply(key_id, time, nonce, code, content_type, body)
-        return hmac.compare_digest(self._macs[key_id](covered), mac)
+        return compare_digest(self._macs[key_id](covered), mac)
 
     def _header(self, time: int, nonce: str, covered: bytes) -> str:
         mac = self._macs[self._first](covered)
@@ -140,15 +157,3 @@ def _request(key_id: str, time: str, nonce: str, parts: Parts) -> bytes:
 
 def _reply(key_id: str, time: str, nonce: str, code: int, content_type: str, body: bytes) -> bytes:
     return encode(("reply", key_id, time, nonce, str(code), content_type), body)
-
-
-def own_sha256() -> Digest:
-    """Python's own SHA-256, which takes no memory of OpenSSL's.  Kamailio's tls lets OpenSSL
-    have Kamailio's shared memory, whose lock a process that died at the stop may hold for ever.
-    """
-    for name in ("_sha2", "_sha256"):  # Python 3.12 and later; 3.11
-        try:
-            return importlib.import_module(name).sha256  # type: ignore[no-any-return]
-        except ImportError:
-            pass
-    return hashlib.sha256

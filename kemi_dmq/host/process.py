@@ -22,7 +22,6 @@ from ..gate import named_in, with_named
 from ..message import Reply
 from ..shared import Inbox
 from ..table import NodeTable
-from ..trust import own_sha256
 from ..wire import SipUri
 from .kamailio import KamailioHost, addresses_of
 from .reload import ReloadSymbols
@@ -86,7 +85,6 @@ class EngineProcess:
         self._resolver = resolver
         self._goodbye: list[tuple[SipUri, str]] = []
         self._stale_goodbye = True
-        bus.gate.hash_with(own_sha256())  # the leave must not wait for memory of OpenSSL's
         self._names = named_in(bus.settings)
         # Of the system's randomness: what it gives goes out, and must not tell what comes next.
         rng = random.SystemRandom()

@@ -80,8 +80,9 @@ class PythonSubject(Subject):
         sl_send: int = 0,
         num_workers: int = 0,
         more: str = "",
+        before: str = "",
     ) -> None:
-        lines = [f'#!define DMQ_SERVER_ADDRESS "sip:{address}:5060"']
+        lines = [f'{before}#!define DMQ_SERVER_ADDRESS "sip:{address}:5060"']
         if notification:
             lines.append(f'#!define DMQ_NOTIFICATION_ADDRESS "{notification}"')
         lines.append(f"#!define DMQ_SL_SEND {sl_send}")

@@ -943,6 +943,10 @@ class Membership:
         own = f"{Line(self.local, 'active')}\r\n"
         return self.c_body().replace(own, head)
 
+    def introduction(self) -> str:
+        """This node alone, for somebody who may be told of nobody else."""
+        return self._head().line()
+
     def c_body(self) -> str:
         """The list as it is told to C nodes."""
         if self._c_body is None:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from . import wire
 from .membership import Action, FirstList, Membership, Notify, Publish, Resolve, Tell
-from .node import Node, Status
+from .node import Node, Status, place
+from .outbox import Answered, Ended, Letter, Outbox, Post
 from .settings import Settings
 from .transaction import ClientTransactions
 from .wire import SipUri
@@ -28,6 +29,12 @@ class Outside(Protocol):
 
     def callback(self, event: tuple[Any, ...]) -> None:
         """Hand an event to the process that runs the script's callbacks."""
+
+    def outcome(self, ended: Ended) -> bool:
+        """Tell what became of a message; False: there is no room for it now."""
+
+    def full(self, nodes: frozenset[tuple[str, int]]) -> None:
+        """Show to all processes for which nodes the outbox takes no more."""
 
     def resolve(self, host: str, srv: str) -> None:
         """Look a name up without waiting, and the SRV records of another if srv is not "": the
@@ -68,8 +75,14 @@ class Engine:
     """Events are tuples of plain values, made by the functions at the end of this file."""
 
     def __init__(
-        self, settings: Settings, outside: Outside, rng: random.Random, user_agent: str
+        self,
+        settings: Settings,
+        outside: Outside,
+        rng: random.Random,
+        user_agent: str,
+        outbox: Outbox | None = None,
     ) -> None:
+        """outbox: that of the engine before, which failed."""
         self._settings = settings
         self._outside = outside
         self._rng = rng
@@ -80,21 +93,42 @@ class Engine:
         self.call_id_prefix = call_id_prefix(settings)
         self._boot = f"{rng.getrandbits(48):012x}"
         self._count = 0
+        self.outbox = outbox or Outbox(settings.outbox_memory, self._boot)
+        self._letters = f"{self.call_id_prefix}{_LETTER}{self.outbox.boot}."
+        self._full: frozenset[tuple[str, int]] | None = None  # as it was shown last
+        self._tell_again: float | None = None  # when there may be room for outcomes again
 
     def start(self, now: float, known: list[Node]) -> None:
         self._carry_out(self.membership.start(now, known), now)
 
     def next_deadline(self) -> float | None:
-        times = (self._requests.next_deadline(), self.membership.next_deadline())
+        times = (
+            self._requests.next_deadline(),
+            self.membership.next_deadline(),
+            self.outbox.next_deadline(),
+            self._tell_again,
+        )
         return min((time for time in times if time is not None), default=None)
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, complete: float | None = None) -> None:
+        """complete: until when all posts have been handled (Outbox.tick); now, unless given."""
         for notice in self._requests.tick(now, self._outside.send):
             self._carry_out(self.membership.on_no_answer(notice, now), now)
         self._carry_out(self.membership.tick(now), now)
+        self.outbox.tick(now, now if complete is None else complete)
+        self._work_off_outbox(now)
 
     def handle(self, event: tuple[Any, ...], now: float) -> None:
         kind = event[0]
+        if kind == "post":
+            self.outbox.post(Post(*event[1:]))
+            return
+        if kind == "reply":
+            _, call_id, *answer = event
+            boot, _, number = call_id.rpartition(".")
+            if f"{boot}." == self._letters and number.isdecimal():
+                self.outbox.answered(int(number), Answered(*answer), now)
+            return
         if kind == "notification":
             _, sender, body, supported, product, max_forwards = event
             lines, _ = wire.parse_body(body)
@@ -140,7 +174,9 @@ class Engine:
                 self._requests.start(call_id, action, text, now)
                 self._outside.send(action.place, text)
             elif isinstance(action, Publish):
-                self._outside.publish(pack_nodes(self.membership.nodes(), self.membership.c_body()))
+                nodes = self.membership.nodes()
+                self._outside.publish(pack_nodes(nodes, self.membership.c_body()))
+                self.outbox.set_nodes(nodes, now)
             elif isinstance(action, Tell):
                 self._outside.callback(("event", action.event, pack_node(action.node)))
             elif isinstance(action, FirstList):
@@ -148,6 +184,41 @@ class Engine:
                 self._outside.callback(("init", node))
             elif isinstance(action, Resolve):
                 self._outside.resolve(action.host, action.srv)
+
+    def _work_off_outbox(self, now: float) -> None:
+        outbox = self.outbox
+        while outbox.to_send:
+            letter = outbox.to_send.popleft()
+            node = outbox.node_of(letter)
+            if node is not None:
+                self._outside.send(place(node), self._letter(letter, node))
+        self._tell_again = None
+        while outbox.ended:
+            if not self._outside.outcome(outbox.ended[0]):
+                self._tell_again = now + TELL_AGAIN
+                break
+            outbox.release(outbox.ended.popleft().letter)
+        if outbox.full != self._full:
+            self._full = outbox.full
+            self._outside.full(self._full)
+
+    def _letter(self, letter: Letter, node: Node) -> str:
+        """The request for a message; each time with the same Call-ID and branch."""
+        post = letter.post
+        unique = f"{self.outbox.boot}.{letter.number}"
+        socket = self._settings.server_socket
+        return wire.build_request(
+            via=wire.Via(node.transport, socket.host, socket.port),
+            branch=f"z9hG4bK{_LETTER}{unique}",
+            call_id=f"{self._letters}{letter.number}",
+            tag=f"{letter.number:x}",
+            from_uri=self._settings.server_address.with_user(post.peer_id),
+            to_uri=SipUri(node.host, node.port, node.transport, post.peer_id),
+            body=post.body,
+            max_forwards=post.max_forwards,
+            user_agent=self._user_agent,
+            content_type=post.content_type + (wire.ENCODED if post.encoded else ""),
+        )
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1
@@ -172,6 +243,17 @@ class Engine:
 def call_id_prefix(settings: Settings) -> str:
     address = settings.server_address
     return f"dmq-{address.host.strip('[]')}-{address.port}-"
+
+
+#: In a Call-ID after the prefix: that of a letter.  Other requests have a hexadecimal digit there.
+_LETTER = "o"
+#: Seconds after which outcomes that found no room are told again.
+TELL_AGAIN = 0.02
+
+
+def is_letter(call_id: str, prefix: str) -> bool:
+    """Whether a Call-ID with the engine's prefix is that of a message from the outbox."""
+    return call_id.startswith(_LETTER, len(prefix))
 
 
 # Events, as they travel through the inbox ------------------------------------------------------

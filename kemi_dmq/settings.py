@@ -70,6 +70,9 @@ class Settings:
     #: What the C nodes of this bus read over TCP and TLS (their core parameter tcp_rd_buf_size):
     #: a larger message to one of them is refused at the call.
     c_tcp_rd_buf_size: int = 16384
+    #: Bytes of messages, ordered or with a deadline, that may wait for one node; above, the call
+    #: gives -1.  Each message counts for its body and 1,000.
+    outbox_memory: int = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ _RANGES = {
     "bind_c_modules": _FLAG,
     "once_memory": _Range(64 * 1024, 4 * 1024**3),
     "c_tcp_rd_buf_size": _Range(1024, 16 * 1024**2),
+    "outbox_memory": _Range(64 * 1024, 1024**3),
 }
 NAMES = tuple(field.name for field in fields(Settings))
 _TOKEN = re.compile(r"[A-Za-z0-9._~!$&'()*+,=-]+")

@@ -40,6 +40,11 @@ _COUNTERS = (
     "engine_failures",  # times the engine had to start again
     "user_errors",  # init, event and response callbacks that raised
     "native_errors",  # calls from C modules that failed inside kemi_dmq
+    "outbox_posted",  # messages, ordered or with a deadline, that the outbox took, for each node
+    "outbox_answered",  # of these: answered
+    "outbox_timed_out",  # of these: sent, and not answered by the deadline
+    "outbox_expired",  # of these: not sent by the deadline, since the node was away
+    "outbox_refused",  # not taken (-1): too much waits for the node, or for the engine
 )
 COUNTERS = {name: index for index, name in enumerate(_COUNTERS)}
 
@@ -87,7 +92,7 @@ class Counters:
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._width = 32
+        self._width = 64
         self._words = memoryview(shared_map((MAX_PROCESSES + 1) * self._width * 8)).cast("Q")
         self._row: memoryview[int] | None = None
         os.register_at_fork(after_in_child=self._forked)
@@ -200,6 +205,11 @@ class Inbox:
         self._heads[mine] = head + need
         self.wake()
         return head + need
+
+    def mine(self) -> int:
+        """Bytes of this process's own events that wait."""
+        mine = self._processes.mine()
+        return self._heads[mine] - self._tails[mine] if mine < MAX_PROCESSES else 0
 
     def backlog(self) -> int:
         """Bytes that wait or are worked off now, of all writers."""
@@ -356,6 +366,10 @@ class Words:
         self._words[self.NAMES.index(name)] = value
 
 
+#: Bytes of messages on their way to the outbox, for each process: some 2,000 of 200 bytes.
+POSTS = 1024 * 1024
+
+
 class Shared:
     """All of it, made in Kamailio's first process while it loads the script."""
 
@@ -372,6 +386,10 @@ class Shared:
         self.counters = Counters(self.processes)
         self.snapshot = Snapshot()
         self.engine_inbox = Inbox(self.processes)
+        #: Messages for the outbox have an inbox of their own: they cannot crowd out node lists.
+        self.posts = Inbox(self.processes, POSTS)
+        #: The nodes for which the outbox takes no more, as (host, port).  Writer: the engine.
+        self.full_nodes = Snapshot()
         self.callbacks_inbox = Inbox(self.processes)
         self.workers = WorkerQueues(self.processes, num_workers) if num_workers else None
         self.cells = Cells(clock)

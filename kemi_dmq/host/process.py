@@ -16,9 +16,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from ..bus import Bus, describe
+from ..bus import MARK, Bus, describe
 from ..engine import Engine, resolved_event, unpack_node, unpack_nodes
-from ..message import Reply
+from ..message import Outcome, Reply
+from ..outbox import Ended, Outbox, outcome_event
 from ..shared import Inbox
 from ..table import NodeTable
 from ..wire import SipUri
@@ -76,7 +77,12 @@ class EngineProcess:
     """The process that owns the membership; the Outside of the engine."""
 
     def __init__(
-        self, bus: Bus, host: KamailioHost, symbols: ReloadSymbols, resolver: Resolver
+        self,
+        bus: Bus,
+        host: KamailioHost,
+        symbols: ReloadSymbols,
+        resolver: Resolver,
+        outbox: Outbox | None = None,
     ) -> None:
         self._bus = bus
         self._host = host
@@ -84,7 +90,9 @@ class EngineProcess:
         self._resolver = resolver
         self._goodbye: list[tuple[SipUri, str]] = []
         self._stale_goodbye = True
-        self._engine = Engine(bus.settings, self, random.Random(os.urandom(16)), bus.user_agent())
+        rng = random.Random(os.urandom(16))
+        self._engine = Engine(bus.settings, self, rng, bus.user_agent(), outbox)
+        self.outbox = self._engine.outbox
         self._started = False
 
     def run(self) -> None:
@@ -96,7 +104,7 @@ class EngineProcess:
         signal.signal(signal.SIGTERM, self._leave)
         signal.signal(signal.SIGINT, self._leave)
         shared.words.set("engine_pid", os.getpid())
-        inbox, engine = shared.engine_inbox, self._engine
+        inbox, posts, engine = shared.engine_inbox, shared.posts, self._engine
         inbox.wake()  # for what a failure has left there
         if not self._started:
             self._started = True
@@ -112,12 +120,16 @@ class EngineProcess:
             deadlines = [t for t in (engine.next_deadline(), leaves_at) if t is not None]
             timeout = max(0.0, min(deadlines) - now) if deadlines else None
             if timeout is None or timeout > 0:
-                select.select([inbox.fd, self._resolver.fd], [], [], timeout)
+                select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
             inbox.clear_wake()
+            posts.clear_wake()
             for event in inbox.take():
                 engine.handle(event, time.monotonic())
+            complete = time.monotonic()  # a post before this is in the inbox, or its call not over
+            for event in posts.take():
+                engine.handle(event, complete)
             self._take_answers()
-            engine.tick(time.monotonic())
+            engine.tick(time.monotonic(), complete)
 
     def _take_answers(self) -> None:
         try:
@@ -146,6 +158,10 @@ class EngineProcess:
         for to, text in self._goodbye:
             if to.transport == "udp":
                 self._host.send_text(to, text)
+        totals = self._bus.shared.counters.totals()
+        lost = totals["outbox_posted"] - sum(totals[f"outbox_{o.value}"] for o in Outcome)
+        if lost > 0:
+            self._host.log("err", f"kemi_dmq: {lost} messages that waited are lost: Kamailio stops")
         os._exit(0)
 
     # The engine's Outside
@@ -162,6 +178,21 @@ class EngineProcess:
         if not self._bus.shared.callbacks_inbox.put(event):
             self._bus.shared.counters.add("inbox_full")
             self._host.log("err", "kemi_dmq: the inbox of the callbacks process is full")
+
+    def outcome(self, ended: Ended) -> bool:
+        shared = self._bus.shared
+        event = outcome_event(ended)
+        if event is not None:
+            # The rest is left for what membership tells.
+            if shared.callbacks_inbox.mine() > shared.callbacks_inbox.RING // 4:
+                return False
+            if not shared.callbacks_inbox.put(event):
+                return False
+        shared.counters.add(f"outbox_{ended.outcome.value}")
+        return True
+
+    def full(self, nodes: frozenset[tuple[str, int]]) -> None:
+        self._bus.shared.full_nodes.publish(tuple(nodes))
 
     def resolve(self, host: str, srv: str) -> None:
         self._resolver.ask(host, srv)
@@ -234,6 +265,13 @@ def _run_callback(bus: Bus, event: tuple[Any, ...], run_event: Any) -> None:
     kind = event[0]
     if kind == "timeout":
         bus.run_response(event[1], Reply(408, "Request Timeout", "", "", timed_out=True))
+    elif kind == "outcome":
+        _, whose, name, code, reason, body, content_type = event
+        outcome = Outcome(name)
+        answered = outcome is Outcome.ANSWERED
+        bus.shared.counters.add("replies" if answered else "timeouts")
+        reply = Reply(code, reason, body, content_type, timed_out=not answered, outcome=outcome)
+        bus.run_response(MARK + whose, reply)
     elif kind == "init":
         node = unpack_node(event[1]) if event[1] else None
         for peer in bus.registry.peers():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..bus import Bus
 from ..engine import Engine, resolved_event, unpack_nodes
 from ..once import Answer, Verdict
+from ..outbox import Ended, Outbox
 from ..peer import Registry
 from ..settings import Settings
 from ..shared import Shared
@@ -32,6 +33,8 @@ class SimulatedPythonNode:
         self.uri = settings.server_address
         self.alive = True
         self.told: list[tuple[str, str]] = []  # what callbacks were told: event or init, node
+        self.outcomes: list[Ended] = []  # of messages, ordered or with a deadline
+        self.full_nodes: tuple[int, Any] = (0, None)
         self.counters = _Counters()
         self._rng = rng
         self._pending: list[tuple[Any, ...]] = []
@@ -39,13 +42,15 @@ class SimulatedPythonNode:
         self._published: tuple[Any, ...] | None = None
         self._wake_at: float | None = None
         self._host = _Host(self)
-        self.bus = Bus(settings, cast(Shared, _Shared(self)), self._host, Registry())
+        self.bus = Bus(
+            settings, cast(Shared, _Shared(self)), self._host, Registry(), lambda: simulator.now
+        )
         self.bus.attached = True
         self.engine = self._new_engine()
 
-    def _new_engine(self) -> Engine:
+    def _new_engine(self, outbox: Outbox | None = None) -> Engine:
         rng = random.Random(self._rng.getrandbits(64))
-        return Engine(self.settings, self, rng, self.bus.user_agent())
+        return Engine(self.settings, self, rng, self.bus.user_agent(), outbox)
 
     def start(self) -> None:
         self.engine.start(self.simulator.now, [])
@@ -53,7 +58,7 @@ class SimulatedPythonNode:
 
     def engine_fails(self) -> None:
         """The engine ends with an error, and starts again with the list that was published."""
-        self.engine = self._new_engine()
+        self.engine = self._new_engine(self.engine.outbox)
         known = list(unpack_nodes(self._published)[0])
         self.engine.start(self.simulator.now, known)
         self._plan()
@@ -116,6 +121,13 @@ class SimulatedPythonNode:
         self.told.append((kind, short(parse_uri(node[0]).key) if node else ""))
         self.simulator.note(self.uri, " ".join(self.told[-1]).rstrip())
 
+    def outcome(self, ended: Ended) -> bool:
+        self.outcomes.append(ended)
+        return True
+
+    def full(self, nodes: frozenset[tuple[str, int]]) -> None:
+        self.full_nodes = (self.full_nodes[0] + 1, tuple(nodes))
+
     def resolve(self, host: str, srv: str) -> None:
         def answer() -> None:
             if self.alive:
@@ -165,12 +177,25 @@ class _Names:
         return False
 
 
+class _FullNodes:
+    def __init__(self, node: SimulatedPythonNode) -> None:
+        self._node = node
+
+    @property
+    def version(self) -> int:
+        return self._node.full_nodes[0]
+
+    def read(self) -> tuple[int, Any]:
+        return self._node.full_nodes
+
+
 class _Shared:
     """What Bus uses of kemi_dmq.shared.Shared."""
 
     def __init__(self, node: SimulatedPythonNode) -> None:
         self.counters = node.counters
-        self.snapshot = self.engine_inbox = node
+        self.snapshot = self.engine_inbox = self.posts = node
+        self.full_nodes = _FullNodes(node)
         self.once = _Once()
         self.names = _Names()
         self.workers = None

@@ -393,6 +393,11 @@ class Interleavings(RuleBasedStateMachine):
             Post(self.now, peer, body, False, "", 1, ordered, self.now + deadline, "c|1", uris)
         )
 
+    @rule(deadlines=st.lists(st.sampled_from([0.3, 2.0, 300.0]), min_size=2, max_size=4))
+    def post_several(self, deadlines: list[float]) -> None:
+        for deadline in deadlines:
+            self.post({0}, True, "acme", deadline)
+
     @rule(seconds=st.sampled_from([0.01, 0.2, 0.6, 2.0, 6.0, 40.0]))
     def time_goes_on(self, seconds: float) -> None:
         self.now += seconds
@@ -453,7 +458,7 @@ class Interleavings(RuleBasedStateMachine):
                 assert any(number == letter.number for _, _, number in self.ran[letter.uri])
         assert outbox.waiting == len(self.expected) - len(self.told)
         for who in self.nodes:
-            assert outbox.held(key(who)) <= MEMORY + OVERHEAD + 10
+            assert outbox.held(key(who)) <= MEMORY + 4 * (OVERHEAD + 10)  # post_several()
 
     def exactly_one_outcome_at_the_deadline_at_the_latest(self) -> None:
         for which, (_, expires) in self.expected.items():

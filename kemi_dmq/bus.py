@@ -480,7 +480,6 @@ class Bus:
                 nodes,
                 seconds,
                 Post(
-                    0.0,
                     peer_id,
                     str(text),
                     encoded,
@@ -539,7 +538,7 @@ class Bus:
         for start in range(0, len(taken), NODES_A_POST):
             uris = tuple(taken[start : start + NODES_A_POST])
             now = self._clock()
-            event = post_event(post._replace(stamp=now, expires=now + seconds, uris=uris))
+            event = post_event(now, post._replace(expires=now + seconds, uris=uris))
             if self.shared.posts.put(event):
                 self._count("outbox_posted", len(uris))
             else:

@@ -97,6 +97,8 @@ class Engine:
         self._letters = f"{self.call_id_prefix}{_LETTER}{self.outbox.boot}."
         self._full: frozenset[tuple[str, int]] | None = None  # as it was shown last
         self._tell_again: float | None = None  # when there may be room for outcomes again
+        # Membership looks at all its nodes for it, so it is not asked for each message.
+        self._membership_due: float | None = 0.0
 
     def start(self, now: float, known: list[Node]) -> None:
         self._carry_out(self.membership.start(now, known), now)
@@ -104,24 +106,24 @@ class Engine:
     def next_deadline(self) -> float | None:
         times = (
             self._requests.next_deadline(),
-            self.membership.next_deadline(),
+            self._membership_due,
             self.outbox.next_deadline(),
             self._tell_again,
         )
         return min((time for time in times if time is not None), default=None)
 
-    def tick(self, now: float, complete: float | None = None) -> None:
-        """complete: until when all posts have been handled (Outbox.tick); now, unless given."""
+    def tick(self, now: float) -> None:
         for notice in self._requests.tick(now, self._outside.send):
             self._carry_out(self.membership.on_no_answer(notice, now), now)
-        self._carry_out(self.membership.tick(now), now)
-        self.outbox.tick(now, now if complete is None else complete)
+        if self._membership_due is not None and self._membership_due <= now:
+            self._carry_out(self.membership.tick(now), now)
+        self.outbox.tick(now)
         self._work_off_outbox(now)
 
     def handle(self, event: tuple[Any, ...], now: float) -> None:
         kind = event[0]
         if kind == "post":
-            self.outbox.post(Post(*event[1:]))
+            self.outbox.post(Post(*event[2:]), now)
             return
         if kind == "reply":
             _, call_id, *answer = event
@@ -168,6 +170,7 @@ class Engine:
         return [(notice.place, self._text(notice)[1]) for notice in self.membership.leave_notices()]
 
     def _carry_out(self, actions: list[Action], now: float) -> None:
+        self._membership_due = self.membership.next_deadline()
         for action in actions:
             if isinstance(action, Notify):
                 call_id, text = self._text(action)

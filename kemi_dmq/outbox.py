@@ -49,15 +49,11 @@ OVERHEAD = 1000
 DEADLINE = 32.0
 #: At most so long, because receivers remember no longer what has run.
 MAX_DEADLINE = 86_400
-#: Posts that one tick() takes in: what came by the network meanwhile does not wait for all of them.
-TAKEN_AT_A_TIME = 100
 
 
 class Post(NamedTuple):
     """One call of send_message or bcast_message, as it travels to the engine."""
 
-    #: time.monotonic() at the call, of whichever process.
-    stamp: float
     peer_id: str
     body: str
     encoded: bool  # the body is base64, for Python nodes only
@@ -136,7 +132,6 @@ class Outbox:
         #: Nodes for which no more is to be accepted.
         self.full: frozenset[Key] = frozenset()
         self._count = 0
-        self._arrived: list[tuple[float, int, Post]] = []  # a heap
         self._nodes: dict[Key, Node] = {}  # the active ones
         self._lanes: dict[Key, dict[str, _Lane]] = {}
         self._on_their_way: dict[int, Letter] = {}  # open and settling
@@ -147,11 +142,24 @@ class Outbox:
 
     # What comes in -------------------------------------------------------------------------
 
-    def post(self, post: Post) -> None:
-        """A call has arrived; tick() puts its letters into their lanes."""
+    def post(self, post: Post, now: float) -> None:
+        """A call; they come in the order in which they are to be kept."""
         self.waiting += len(post.uris)
-        self._count += 1
-        heapq.heappush(self._arrived, (post.stamp, self._count, post))
+        for uri in post.uris:
+            key = parse_uri(uri).key
+            lanes = self._lanes.setdefault(key, {})
+            name = post.peer_id if post.ordered else ""
+            lane = lanes.get(name)
+            if lane is None:
+                lane = lanes[name] = _Lane(key, name)
+            self._count += 1
+            size = len(post.body) + len(post.callback) + OVERHEAD
+            letter = Letter(self._count, post, uri, key, size, lane)
+            self._hold(letter, size)
+            lane.waiting[letter.number] = letter
+            self._go_on(lane, now)
+            if letter.state is _State.WAITING:
+                self._plan(letter, post.expires)
 
     def answered(self, number: int, answer: Answered, now: float) -> None:
         """The final answer to a letter; of later ones and unknown numbers nothing comes."""
@@ -194,17 +202,10 @@ class Outbox:
     def next_deadline(self) -> float | None:
         """When tick() is due; None if never."""
         self._drop_stale()
-        times = [heap[0][0] for heap in (self._arrived, self._due) if heap]
-        return min(times, default=None)
+        return self._due[0][0] if self._due else None
 
-    def tick(self, now: float, complete: float) -> None:
-        """Time has come.  complete: each post with a stamp up to this time has arrived here if
-        its call was over before another one with such a stamp began; later ones wait for the next
-        tick().  So the order of calls is kept, whichever processes they were made in."""
-        for _ in range(TAKEN_AT_A_TIME):
-            if not self._arrived or self._arrived[0][0] > complete:
-                break
-            self._take_in(heapq.heappop(self._arrived)[2], now)
+    def tick(self, now: float) -> None:
+        """Time has come for what next_deadline() said (or may have)."""
         while self._due and self._due[0][0] <= now:
             when, _, letter = heapq.heappop(self._due)
             if letter.due == when:
@@ -217,23 +218,6 @@ class Outbox:
         return self._held.get(node, 0)
 
     # The life of a letter ------------------------------------------------------------------
-
-    def _take_in(self, post: Post, now: float) -> None:
-        for uri in post.uris:
-            key = parse_uri(uri).key
-            lanes = self._lanes.setdefault(key, {})
-            name = post.peer_id if post.ordered else ""
-            lane = lanes.get(name)
-            if lane is None:
-                lane = lanes[name] = _Lane(key, name)
-            self._count += 1
-            size = len(post.body) + len(post.callback) + OVERHEAD
-            letter = Letter(self._count, post, uri, key, size, lane)
-            self._hold(letter, size)
-            lane.waiting[letter.number] = letter
-            self._go_on(lane, now)
-            if letter.state is _State.WAITING:
-                self._plan(letter, post.expires)
 
     def _go_on(self, lane: _Lane, now: float) -> None:
         """Send of a lane what may leave now."""
@@ -331,8 +315,9 @@ class Outbox:
 # Events, as they travel through the inboxes ----------------------------------------------------
 
 
-def post_event(post: Post) -> tuple[Any, ...]:
-    return ("post", *post)
+def post_event(now: float, post: Post) -> tuple[Any, ...]:
+    """now: time.monotonic() at the call (Inbox.take_in_order)."""
+    return ("post", now, *post)
 
 
 def reply_event(call_id: str, answer: Answered) -> tuple[Any, ...]:

@@ -29,6 +29,8 @@ from .srv import lookup_srv
 
 #: Without the reload lock's symbol a loop returns this often, so that a reload gets a chance.
 SHORT_STAY = 0.1
+#: Messages for the outbox that the engine takes before it looks at the rest of the world again.
+LETTERS_A_TURN = 32
 
 
 class Resolver:
@@ -106,6 +108,7 @@ class EngineProcess:
         shared.words.set("engine_pid", os.getpid())
         inbox, posts, engine = shared.engine_inbox, shared.posts, self._engine
         inbox.wake()  # for what a failure has left there
+        posts.wake()
         if not self._started:
             self._started = True
             _, known = shared.snapshot.read()
@@ -119,17 +122,28 @@ class EngineProcess:
             shared.words.set("engine_moved_ms", int(now * 1000))
             deadlines = [t for t in (engine.next_deadline(), leaves_at) if t is not None]
             timeout = max(0.0, min(deadlines) - now) if deadlines else None
-            if timeout is None or timeout > 0:
-                select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
-            inbox.clear_wake()
-            posts.clear_wake()
-            for event in inbox.take():
-                engine.handle(event, time.monotonic())
-            complete = time.monotonic()  # a post before this is in the inbox, or its call not over
-            for event in posts.take():
-                engine.handle(event, complete)
-            self._take_answers()
-            engine.tick(time.monotonic(), complete)
+            ready, _, _ = select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
+            if inbox.fd in ready:
+                inbox.clear_wake()
+                for event in inbox.take():
+                    engine.handle(event, time.monotonic())
+            if posts.fd in ready:
+                self._take_posts(posts)
+            if self._resolver.fd in ready:
+                self._take_answers()
+            engine.tick(time.monotonic())
+
+    def _take_posts(self, posts: Inbox) -> None:
+        """Some of what waits, so that answers and node lists do not wait for all of it."""
+        posts.clear_wake()
+        now = time.monotonic()
+        letters = 0
+        for event in posts.take_in_order(now):
+            self._engine.handle(event, now)
+            letters += len(event[-1])
+            if letters >= LETTERS_A_TURN:
+                posts.wake()
+                break
 
     def _take_answers(self) -> None:
         try:

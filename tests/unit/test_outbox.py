@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,7 +22,6 @@ from kemi_dmq.outbox import (
     SETTLE,
     T1,
     T2,
-    TAKEN_AT_A_TIME,
     WINDOW,
     Answered,
     Letter,
@@ -54,7 +53,6 @@ class Driven:
         self.outbox.set_nodes(nodes, self.now)
         self.sent: list[tuple[float, Letter]] = []
         self.told: list[tuple[float, str, Outcome]] = []  # time, body, outcome
-        self.stamps = 0
 
     def post(
         self,
@@ -64,19 +62,15 @@ class Driven:
         deadline: float = 32.0,
         encoded: bool = False,
         peer: str = "acme",
-        stamp: float | None = None,
     ) -> None:
-        self.stamps += 1
-        stamp = self.now + self.stamps * 1e-9 if stamp is None else stamp
         uris = tuple(n.uri for n in to or (A,))
         expires = self.now + deadline
-        self.outbox.post(
-            Post(stamp, peer, body, encoded, "text/x", 1, ordered, expires, "cb|1", uris)
-        )
-        self.tick()
+        post = Post(peer, body, encoded, "text/x", 1, ordered, expires, "cb|1", uris)
+        self.outbox.post(post, self.now)
+        self.work_off()
 
     def tick(self) -> None:
-        self.outbox.tick(self.now, self.now + 1)
+        self.outbox.tick(self.now)
         self.work_off()
 
     def work_off(self) -> None:
@@ -144,40 +138,6 @@ def test_messages_without_order_are_sent_side_by_side_within_a_window() -> None:
     assert len(driven.sent) == WINDOW
     driven.answer(driven.sent[3][1])
     assert len(driven.sent) == WINDOW + 1
-
-
-def test_calls_of_several_processes_are_ordered_by_their_time() -> None:
-    driven = Driven(A)
-    outbox = driven.outbox
-
-    def post(body: str, stamp: float) -> None:
-        outbox.post(Post(stamp, "acme", body, False, "", 1, True, 200.0, "", (A.uri,)))
-
-    post("third", 103.0)
-    post("first", 101.0)
-    outbox.tick(103.5, 102.0)  # a post of 102.5 may still be on its way here
-    assert outbox.next_deadline() == 103.0, "it is asked again at once"
-    post("second", 102.5)
-    outbox.tick(103.6, 103.6)
-    driven.now = 103.6
-    driven.work_off()
-    while driven.outbox.waiting:
-        driven.answer(driven.sent[-1][1])
-    assert driven.bodies == ["first", "second", "third"]
-
-
-def test_many_posts_are_taken_in_bit_by_bit() -> None:
-    driven = Driven()
-    for number in range(TAKEN_AT_A_TIME + 5):
-        driven.outbox.post(
-            Post(100.0, "acme", str(number), False, "", 1, True, 200.0, "", (A.uri,))
-        )
-    driven.outbox.tick(100.0, 100.0)
-    assert driven.outbox.waiting == TAKEN_AT_A_TIME + 5
-    assert driven.outbox.held(key(A)) == sum(
-        OVERHEAD + len(str(number)) for number in range(TAKEN_AT_A_TIME)
-    )
-    assert driven.outbox.next_deadline() == 100.0
 
 
 # Time -------------------------------------------------------------------------------------------
@@ -314,8 +274,8 @@ def test_a_node_for_which_too_much_waits_is_full_until_some_has_gone() -> None:
 
 def test_an_outcome_takes_room_until_it_is_told() -> None:
     driven = Driven(A)
-    driven.outbox.post(Post(100.0, "acme", "x", False, "", 1, True, 200.0, "cb|1", (A.uri,)))
-    driven.outbox.tick(100.0, 100.0)
+    post = Post("acme", "x", False, "", 1, True, 200.0, "cb|1", (A.uri,))
+    driven.outbox.post(post, 100.0)
     letter = driven.outbox.to_send.popleft()
     before = driven.outbox.held(key(A))
     driven.outbox.answered(letter.number, Answered(200, "OK", "y" * 500, "text/x"), 100.0)
@@ -337,7 +297,7 @@ def test_timers_of_messages_that_are_over_do_not_pile_up() -> None:
 def test_an_outcome_says_what_the_callback_is_to_be_told() -> None:
     driven = Driven()
     driven.post(deadline=1)
-    driven.outbox.tick(102.0, 102.0)
+    driven.outbox.tick(102.0)
     (ended,) = driven.outbox.ended
     whose = f"{A.uri}|cb|1"
     assert outcome_event(ended) == ("outcome", whose, "expired", 408, "Expired", "", "")
@@ -389,9 +349,8 @@ class Interleavings(RuleBasedStateMachine):
         body = f"{self.posts}"
         for uri in uris:
             self.expected[uri, body] = (ordered, self.now + deadline)
-        self.outbox.post(
-            Post(self.now, peer, body, False, "", 1, ordered, self.now + deadline, "c|1", uris)
-        )
+        post = Post(peer, body, False, "", 1, ordered, self.now + deadline, "c|1", uris)
+        self.outbox.post(post, self.now)
 
     @rule(deadlines=st.lists(st.sampled_from([0.3, 2.0, 300.0]), min_size=2, max_size=4))
     def post_several(self, deadlines: list[float]) -> None:
@@ -442,7 +401,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def sends_and_outcomes(self) -> None:
         outbox = self.outbox
-        outbox.tick(self.now, self.now)
+        outbox.tick(self.now)
         while outbox.to_send:
             letter = outbox.to_send.popleft()
             assert letter.node in self.up
@@ -489,31 +448,6 @@ class Interleavings(RuleBasedStateMachine):
 
 TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(max_examples=200, stateful_step_count=60)
-
-
-@given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 3)), max_size=30))
-def test_order_is_that_of_the_calls_whatever_the_rings_say(calls: list[tuple[float, int]]) -> None:
-    """Each process has a ring; the engine reads one ring after the other, at any moment."""
-    rings: dict[int, list[tuple[float, str]]] = {}
-    for number, (pause, process) in enumerate(calls):
-        stamp = 100 + sum(p for p, _ in calls[:number]) + pause + number * 1e-6
-        rings.setdefault(process, []).append((stamp, str(number)))
-    driven = Driven(A)
-    moments = sorted(stamp for ring in rings.values() for stamp, _ in ring)
-    for moment in [*moments[::3], 1000.0]:
-        for ring in rings.values():
-            # Some of what was posted after the moment is seen already.
-            while ring and ring[0][0] <= moment + 2:
-                stamp, body = ring.pop(0)
-                driven.outbox.post(Post(stamp, "acme", body, False, "", 1, True, 2e3, "", (A.uri,)))
-        driven.now = moment
-        driven.outbox.tick(moment, moment)
-        driven.work_off()
-    while driven.outbox.waiting:
-        driven.answer(driven.sent[-1][1])
-        driven.tick()
-    order = list(dict.fromkeys(driven.bodies))
-    assert order == [str(number) for number in range(len(calls))]
 
 
 @pytest.mark.parametrize("number", [0, 1, 10**9])

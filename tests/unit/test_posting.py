@@ -53,10 +53,11 @@ class Loop:
         self.now = max(self.now, self.bed.runtime.bus._clock()) + seconds
         before = len(self.bed.kamailio.texts)
         shared = self.bed.runtime.shared
-        for inbox in (shared.engine_inbox, shared.posts):
-            for event in inbox.take():
-                self.engine.handle(event, self.now)
-        self.engine.outbox.tick(self.now, self.now)
+        for event in shared.engine_inbox.take():
+            self.engine.handle(event, self.now)
+        for event in shared.posts.take_in_order(self.now):
+            self.engine.handle(event, self.now)
+        self.engine.outbox.tick(self.now)
         self.engine._work_off_outbox(self.now)
         return [sent.text for sent in self.bed.kamailio.texts[before:]]
 

@@ -161,6 +161,8 @@ class _Counters(Counter[str]):
 class _Once:
     """OnceTable for one process that ends soon."""
 
+    evicted = 0
+
     def __init__(self) -> None:
         self._answers: dict[object, Answer] = {}
 

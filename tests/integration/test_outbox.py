@@ -240,6 +240,39 @@ def test_too_much_is_refused_at_the_call_and_counted_and_the_rest_is_delivered(b
     wait_for(lambda: a.command("bcast", body="again", ordered=True) == 0)
 
 
+def test_who_sends_more_than_is_delivered_hears_so_and_slows_nothing_else_down(bed: Bed) -> None:
+    a = bed.python(A, children=4, defines={"outbox_memory": 1024 * 1024})
+    b, c = bed.python(B, NOTIFY, children=4), bed.python(C, NOTIFY)
+    start(a, b, c)
+    end = time.monotonic() + 3
+    results: list[int] = []
+
+    def run() -> None:
+        while time.monotonic() < end:
+            results.extend(a.command("post", count=100, ordered=True, deadline=60))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    before = len(b.events("message"))
+    c.stop()
+    wait_for(lambda: c.uri not in a.active(), 1, "node lists get through")
+    time.sleep(1)
+    assert len(b.events("message")) - before > 100, "it goes on"
+    for thread in threads:
+        thread.join()
+    counters = a.counters()
+    assert counters["outbox_refused"] > 100 and -1 in results
+    assert counters["inbox_full"] == 0
+    wait_for(lambda: a.counters()["outbox_answered"] >= results.count(0), 30)
+    by_process: dict[str, list[int]] = {}
+    for body in bodies(b):
+        pid, number = body.split()
+        by_process.setdefault(pid, []).append(int(number))
+    assert all(numbers == sorted(set(numbers)) for numbers in by_process.values())
+
+
 # Reload, failure, stop --------------------------------------------------------------------------
 
 

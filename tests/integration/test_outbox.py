@@ -157,6 +157,33 @@ def test_bytes_arrive_exactly_and_answers_come_back_whole(bed: Bed) -> None:
     assert reply["pid"] == callbacks[0]
 
 
+def test_over_tcp_also_when_the_connection_has_gone_meanwhile(bed: Bed) -> None:
+    nodes: list[PythonNode] = []
+    for address in (A, B):
+        listen = f"listen=tcp:{address}:5060\nlisten=udp:{address}:5060"
+        defines: dict[str, object] = {"server_address": f"sip:{address}:5060;transport=tcp"}
+        notification = f"{NOTIFY};transport=tcp" if nodes else ""
+        node = bed.python(address, notification, listen=listen, defines=defines)
+        node.uri = f"sip:{address}:5060;transport=tcp"
+        nodes.append(node)
+    a, b = nodes
+    start(a, b)
+    for number in range(100):
+        assert a.command("bcast", body=str(number), ordered=True, param=1) == 0
+    large = bytes(range(256)) * 32
+    assert a.command("bcast", hex=large.hex(), ordered=True, param=1) == 0
+    wait_for(lambda: len(a.events("reply", outcome="answered", code=200)) == 101)
+    assert [e["body"] for e in b.events("message")][:100] == [
+        str(n).encode().hex() for n in range(100)
+    ]
+    assert b.events("message", size=len(large), sum=sum(large))
+    b.kill()
+    assert a.command("send", body="while away", to=b.uri, ordered=True, deadline=60, param=2) == 0
+    b.start()
+    wait_for(lambda: a.events("reply", outcome="answered", param=2), 12)
+    assert b.events("message")[-1]["body"] == b"while away".hex()
+
+
 def test_c_nodes_get_text_one_after_the_other(bed: Bed) -> None:
     a, c = bed.python(A), bed.c(C, NOTIFY)
     start(a, c)

@@ -25,6 +25,7 @@ from .host.protocol import Host
 from .message import (
     OK,
     Message,
+    Outcome,
     Reply,
     Response,
     ResponseCallback,
@@ -652,6 +653,15 @@ class Bus:
             event_param, Reply(code, host.reply_status()[1], body, content_type, timed_out=False)
         )
         return True
+
+    def run_outcome(self, event: tuple[Any, ...]) -> None:
+        """In the callbacks process: tell what became of a message from the outbox."""
+        _, whose, name, code, reason, body, content_type = event
+        outcome = Outcome(name)
+        answered = outcome is Outcome.ANSWERED
+        self._count("replies" if answered else "timeouts")
+        reply = Reply(code, reason, body, content_type, timed_out=not answered, outcome=outcome)
+        self.run_response(MARK + whose, reply)
 
     def run_response(self, event_param: str, reply: Reply) -> None:
         """Call a response callback; what it raises is logged."""

@@ -95,6 +95,7 @@ class Engine:
         self._count = 0
         self.outbox = outbox or Outbox(settings.outbox_memory, self._boot)
         self._letters = f"{self.call_id_prefix}{_LETTER}{self.outbox.boot}."
+        self._nodes_changed = True  # since the outbox was told of them
         self._full: frozenset[tuple[str, int]] | None = None  # as it was shown last
         self._tell_again: float | None = None  # when there may be room for outcomes again
         # Membership looks at all its nodes for it, so it is not asked for each message.
@@ -117,12 +118,15 @@ class Engine:
             self._carry_out(self.membership.on_no_answer(notice, now), now)
         if self._membership_due is not None and self._membership_due <= now:
             self._carry_out(self.membership.tick(now), now)
+        if self.outbox.waiting:
+            self._show_nodes(now)
         self.outbox.tick(now)
         self._work_off_outbox(now)
 
     def handle(self, event: tuple[Any, ...], now: float) -> None:
         kind = event[0]
         if kind == "post":
+            self._show_nodes(now)
             self.outbox.post(Post(*event[2:]), now)
             return
         if kind == "reply":
@@ -177,9 +181,8 @@ class Engine:
                 self._requests.start(call_id, action, text, now)
                 self._outside.send(action.place, text)
             elif isinstance(action, Publish):
-                nodes = self.membership.nodes()
-                self._outside.publish(pack_nodes(nodes, self.membership.c_body()))
-                self.outbox.set_nodes(nodes, now)
+                self._outside.publish(pack_nodes(self.membership.nodes(), self.membership.c_body()))
+                self._nodes_changed = True
             elif isinstance(action, Tell):
                 self._outside.callback(("event", action.event, pack_node(action.node)))
             elif isinstance(action, FirstList):
@@ -187,6 +190,12 @@ class Engine:
                 self._outside.callback(("init", node))
             elif isinstance(action, Resolve):
                 self._outside.resolve(action.host, action.srv)
+
+    def _show_nodes(self, now: float) -> None:
+        """Tell the outbox of the nodes, when it has something for one."""
+        if self._nodes_changed:
+            self._nodes_changed = False
+            self.outbox.set_nodes(self.membership.nodes(), now)
 
     def _work_off_outbox(self, now: float) -> None:
         outbox = self.outbox

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from ..bus import MARK, Bus, describe
+from ..bus import Bus, describe
 from ..engine import Engine, resolved_event, unpack_node, unpack_nodes
 from ..message import Outcome, Reply
 from ..outbox import Ended, Outbox, outcome_event
@@ -280,12 +280,7 @@ def _run_callback(bus: Bus, event: tuple[Any, ...], run_event: Any) -> None:
     if kind == "timeout":
         bus.run_response(event[1], Reply(408, "Request Timeout", "", "", timed_out=True))
     elif kind == "outcome":
-        _, whose, name, code, reason, body, content_type = event
-        outcome = Outcome(name)
-        answered = outcome is Outcome.ANSWERED
-        bus.shared.counters.add("replies" if answered else "timeouts")
-        reply = Reply(code, reason, body, content_type, timed_out=not answered, outcome=outcome)
-        bus.run_response(MARK + whose, reply)
+        bus.run_outcome(event)
     elif kind == "init":
         node = unpack_node(event[1]) if event[1] else None
         for peer in bus.registry.peers():

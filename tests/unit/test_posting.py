@@ -45,6 +45,7 @@ class Loop:
         bed.publish(*nodes)
         self.process = EngineProcess(runtime.bus, runtime.host, runtime.symbols, None)  # type: ignore[arg-type]
         self.engine = self.process._engine
+        self.engine._nodes_changed = False
         self.engine.outbox.set_nodes(nodes, 0.0)
         self.now = runtime.bus._clock()
 
@@ -372,6 +373,7 @@ def test_what_waits_outlives_an_engine_that_fails(bed: Bed) -> None:
     settings = check({"server_address": LOCAL})
     rng = random.Random(9)
     loop.engine = Engine(settings, loop.process, rng, agent, loop.engine.outbox)
+    loop.engine._nodes_changed = False
     assert loop.turn(0.6) == [text], "the same Call-ID and branch"
     loop.answer(text, ReceivedReply(200, "OK"))
     (second,) = loop.turn()

@@ -132,7 +132,7 @@ class Engine:
         if kind == "reply":
             _, call_id, *answer = event
             boot, _, number = call_id.rpartition(".")
-            if f"{boot}." == self._letters and number.isdecimal():
+            if f"{boot}." == self._letters and number.isdecimal() and len(number) < 20:
                 self.outbox.answered(int(number), Answered(*answer), now)
             return
         if kind == "notification":

@@ -184,8 +184,8 @@ class Outbox:
                     self._go_on(lane, now)
 
     def node_of(self, letter: Letter) -> Node | None:
-        """The letter's node while it is active."""
-        return self._nodes.get(letter.node)
+        """The node to which a letter of to_send goes; None if it is not to leave any more."""
+        return self._nodes.get(letter.node) if letter.state is _State.OPEN else None
 
     def release(self, letter: Letter) -> None:
         """Its outcome has been told: it takes no more room."""

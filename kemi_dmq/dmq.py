@@ -19,6 +19,7 @@ from .bus import Bus, describe
 from .commands import Commands
 from .dropin import DropIn
 from .node import Node
+from .outbox import Outbox
 from .peer import Registry
 from .settings import SettingError, Settings
 from .shared import Shared
@@ -66,6 +67,7 @@ class Runtime:
         self.script_version = 0  # of this process's script
         self._engine_process: Any = None  # in the engine's process
         self._resolver: Any = None  # there, too
+        self._outbox: Outbox | None = None  # there, too
         self._load_watch: LoadWatch | None = None
         self.refused = False  # the script being loaded is not to be taken
 
@@ -189,8 +191,9 @@ class Runtime:
         try:
             if self._engine_process is None:
                 self._engine_process = EngineProcess(
-                    self.bus, self.host, self.symbols, self._resolver
+                    self.bus, self.host, self.symbols, self._resolver, self._outbox
                 )
+                self._outbox = self._engine_process.outbox  # it outlives an engine that fails
             self._engine_process.run()
         except Exception as error:
             self._engine_process = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from .wire import SipUri
+
 
 class Status(enum.Enum):
     """What this Kamailio knows of a node (C module: dmq_node status)."""
@@ -35,3 +37,9 @@ class Node:
     @property
     def active(self) -> bool:
         return self.status is Status.ACTIVE
+
+
+def place(node: Node) -> SipUri:
+    """Where a node is, with its address for its name."""
+    host = f"[{node.address}]" if ":" in node.address else node.address
+    return SipUri(host or node.host, node.port, node.transport)

@@ -20,6 +20,8 @@ from ..bus import Bus
 from ..callbacks import run_callback
 from ..engine import Engine, Published, resolved_event
 from ..gate import named_in, with_named
+from ..message import Outcome
+from ..outbox import Ended, Outbox, outcome_event
 from ..shared import Inbox
 from ..table import NodeTable
 from ..wire import SipUri
@@ -29,6 +31,8 @@ from .srv import lookup_srv
 
 #: Without the reload lock's symbol a loop returns this often, so that a reload gets a chance.
 SHORT_STAY = 0.1
+#: Messages for the outbox that the engine takes before it looks at the rest of the world again.
+LETTERS_A_TURN = 32
 
 
 class Resolver:
@@ -77,7 +81,12 @@ class EngineProcess:
     """The process that owns the membership; the Outside of the engine."""
 
     def __init__(
-        self, bus: Bus, host: KamailioHost, symbols: ReloadSymbols, resolver: Resolver
+        self,
+        bus: Bus,
+        host: KamailioHost,
+        symbols: ReloadSymbols,
+        resolver: Resolver,
+        outbox: Outbox | None = None,
     ) -> None:
         self._bus = bus
         self._host = host
@@ -94,7 +103,9 @@ class EngineProcess:
             bus.user_agent(),
             bus.gate,
             time.time_ns() // 1_000_000,
+            outbox,
         )
+        self.outbox = self._engine.outbox
         self._started = False
 
     def run(self) -> None:
@@ -106,8 +117,9 @@ class EngineProcess:
         signal.signal(signal.SIGTERM, self._leave)
         signal.signal(signal.SIGINT, self._leave)
         shared.words.set("engine_pid", os.getpid())
-        inbox, engine = shared.engine_inbox, self._engine
+        inbox, posts, engine = shared.engine_inbox, shared.posts, self._engine
         inbox.wake()  # for what a failure has left there
+        posts.wake()
         if not self._started:
             self._started = True
             _, known = shared.snapshot.read()
@@ -124,13 +136,28 @@ class EngineProcess:
             shared.words.set("engine_moved_ms", int(now * 1000))
             deadlines = [t for t in (engine.next_deadline(), leaves_at) if t is not None]
             timeout = max(0.0, min(deadlines) - now) if deadlines else None
-            if timeout is None or timeout > 0:
-                select.select([inbox.fd, self._resolver.fd], [], [], timeout)
-            inbox.clear_wake()
-            for event in inbox.take():
-                engine.handle(event, time.monotonic())
-            self._take_answers()
+            ready, _, _ = select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
+            if inbox.fd in ready:
+                inbox.clear_wake()
+                for event in inbox.take():
+                    engine.handle(event, time.monotonic())
+            if posts.fd in ready:
+                self._take_posts(posts)
+            if self._resolver.fd in ready:
+                self._take_answers()
             engine.tick(time.monotonic())
+
+    def _take_posts(self, posts: Inbox) -> None:
+        """Some of what waits, so that answers and node lists do not wait for all of it."""
+        posts.clear_wake()
+        now = time.monotonic()
+        letters = 0
+        for event in posts.take_in_order(now):
+            self._engine.handle(event, now)
+            letters += len(event[-1])
+            if letters >= LETTERS_A_TURN:
+                posts.wake()
+                break
 
     def _take_answers(self) -> None:
         try:
@@ -171,6 +198,10 @@ class EngineProcess:
         for to, text in self._goodbye:
             if to.transport == "udp":
                 self._host.send_text(to, text)
+        totals = self._bus.shared.counters.totals()
+        lost = totals["outbox_posted"] - sum(totals[f"outbox_{o.value}"] for o in Outcome)
+        if lost > 0:
+            self._host.log("err", f"kemi_dmq: {lost} messages that waited are lost: Kamailio stops")
         os._exit(0)
 
     # The engine's Outside
@@ -187,6 +218,21 @@ class EngineProcess:
         if not self._bus.shared.callbacks_inbox.put(event):
             self._bus.shared.counters.add("inbox_full")
             self._host.log("err", "kemi_dmq: the inbox of the callbacks process is full")
+
+    def outcome(self, ended: Ended) -> bool:
+        shared = self._bus.shared
+        event = outcome_event(ended)
+        if event is not None:
+            # The rest is left for what membership tells.
+            if shared.callbacks_inbox.mine() > shared.callbacks_inbox.RING // 4:
+                return False
+            if not shared.callbacks_inbox.put(event):
+                return False
+        shared.counters.add(f"outbox_{ended.outcome.value}")
+        return True
+
+    def full(self, nodes: frozenset[tuple[str, int]]) -> None:
+        self._bus.shared.full_nodes.publish(tuple(nodes))
 
     def resolve(self, host: str, srv: str) -> None:
         self._resolver.ask(host, srv)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..bus import MAX_UDP, Bus, place
+from ..bus import MAX_UDP, Bus
 from ..host.kamailio import KamailioHost
-from ..node import Node
+from ..node import Node, place
 from ..wire import METHOD, SUPPORTED
 from .core import Core
 from .nodes import NodeStructs

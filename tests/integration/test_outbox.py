@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -271,28 +272,34 @@ def test_who_sends_more_than_is_delivered_hears_so_and_slows_nothing_else_down(b
     a = bed.python(A, children=4, defines={"outbox_memory": 1024 * 1024})
     b, c = bed.python(B, NOTIFY, children=4), bed.python(C, NOTIFY)
     start(a, b, c)
-    end = time.monotonic() + 3
-    results: list[int] = []
+    stopping = threading.Event()
 
     def run() -> None:
-        while time.monotonic() < end:
-            results.extend(a.command("post", count=100, ordered=True, deadline=60))
+        while not stopping.is_set():
+            with contextlib.suppress(TimeoutError):  # under such a load datagrams get lost
+                a.command("post", _wait=1, count=100, ordered=True, deadline=15)
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(1)
-    before = len(b.events("message"))
-    c.stop()
-    wait_for(lambda: c.uri not in a.active(), 1, "node lists get through")
-    time.sleep(1)
-    assert len(b.events("message")) - before > 100, "it goes on"
-    for thread in threads:
-        thread.join()
-    counters = a.counters()
-    assert counters["outbox_refused"] > 100 and -1 in results
-    assert counters["inbox_full"] == 0
-    wait_for(lambda: a.counters()["outbox_answered"] >= results.count(0), 30)
+    try:
+        wait_for(lambda: a.counters()["outbox_refused"] > 100, 20)
+        before = len(b.events("message"))
+        c.stop()
+        wait_for(lambda: c.uri not in a.active(), 5, "node lists get through")
+        wait_for(lambda: len(b.events("message")) > before + 500, 10, "it goes on")
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join()
+
+    def all_told() -> bool:
+        counters = a.counters()
+        told = sum(counters[f"outbox_{o}"] for o in ("answered", "timed_out", "expired"))
+        return counters["outbox_posted"] == told
+
+    wait_for(all_told, 40)
+    assert a.counters()["inbox_full"] == 0
     by_process: dict[str, list[int]] = {}
     for body in bodies(b):
         pid, number = body.split()

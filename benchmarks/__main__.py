@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from . import join, memory, nodes, receive, send, workers
+from . import join, membership, memory, nodes, receive, send, workers
 from .cpu import machine
 
 Measure = Callable[[Path, int, int], str]
@@ -24,6 +24,7 @@ MEASUREMENTS: dict[str, tuple[str, Measure, str]] = {
     "workers": (workers.TITLE, workers.measure, workers.__doc__ or ""),
     "send": (send.TITLE, send.measure, send.__doc__ or ""),
     "join": (join.TITLE, join.measure, join.__doc__ or ""),
+    "membership": (membership.TITLE, membership.measure, membership.__doc__ or ""),
     "memory": (memory.TITLE, memory.measure, memory.__doc__ or ""),
 }
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from . import join, membership, memory, nodes, receive, send, workers
+from . import join, keys, membership, memory, nodes, receive, send, workers
 from .cpu import machine
 
 Measure = Callable[[Path, int, int], str]
@@ -23,6 +23,7 @@ MEASUREMENTS: dict[str, tuple[str, Measure, str]] = {
     "receive": (receive.TITLE, receive.measure, receive.__doc__ or ""),
     "workers": (workers.TITLE, workers.measure, workers.__doc__ or ""),
     "send": (send.TITLE, send.measure, send.__doc__ or ""),
+    "keys": (keys.TITLE, keys.measure, keys.__doc__ or ""),
     "join": (join.TITLE, join.measure, join.__doc__ or ""),
     "membership": (membership.TITLE, membership.measure, membership.__doc__ or ""),
     "memory": (memory.TITLE, memory.measure, memory.__doc__ or ""),

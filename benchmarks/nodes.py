@@ -81,8 +81,9 @@ class PythonSubject(Subject):
         num_workers: int = 0,
         ping_interval: int = 0,
         more: str = "",
+        before: str = "",
     ) -> None:
-        lines = [f'#!define DMQ_SERVER_ADDRESS "sip:{address}:5060"']
+        lines = [f'{before}#!define DMQ_SERVER_ADDRESS "sip:{address}:5060"']
         if notification:
             lines.append(f'#!define DMQ_NOTIFICATION_ADDRESS "{notification}"')
         lines.append(f"#!define DMQ_SL_SEND {sl_send}")

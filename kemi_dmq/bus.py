@@ -1,8 +1,8 @@
 """The bus as one process sees it: requests in and replies out, messages out and answers in.
 
 It joins peers, the published node list and the host, and has no policy of its own.  The way of a
-request: handle() -> _handle() -> call_peer() -> _reply(); of a node list: _notification() ->
-the engine's inbox.
+request: handle() -> the gate (gate.py) -> _handle() -> call_peer() -> _reply(); of a node list:
+_notification() -> the engine's inbox.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from .engine import (
     Bodies,
     Published,
     answer_event,
+    ask_event,
     call_id_prefix,
     notification_event,
     pack_nodes,
 )
+from .gate import UNSIGNED, Gate
 from .gossip import WANTS_LIST
 from .host.protocol import Host
 from .message import (
@@ -41,7 +43,8 @@ from .peer import Peer, RawPeer, Registry
 from .reply import RequestHead
 from .settings import Settings
 from .shared import Shared
-from .wire import SipUri, WireError
+from .trust import HEADER_BYTES, Parts, Signed
+from .wire import METHOD, SipUri, WireError
 
 #: How long a known node's worker waits for the merged list.
 ENGINE_WAIT = 0.02
@@ -57,6 +60,9 @@ _CONTENT_TYPE = re.compile(r"[ -~]{0,250}")
 _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
 _NOT_FOUND = Answer(404, "User Not Found", b"", "")
 _QUEUE_FULL = Answer(503, "Queue Full", b"", "")
+_NOT_SIGNED = Answer(403, "Not Signed", b"", "")
+#: At most one log line in so many seconds, of all processes, says what was refused and why.
+TOLD_AGAIN = 60
 
 
 class NodeList:
@@ -87,6 +93,15 @@ class NodeList:
     @cached_property
     def active_keys(self) -> set[tuple[str, int]]:
         return {(node.host, node.port) for node in self.nodes if node.active}
+
+    @cached_property
+    def relays(self) -> dict[str, tuple[Node, ...]]:
+        """C nodes (URIs) whose messages are passed on, and to whom."""
+        by_uri = {node.uri: node for node in self.nodes}
+        return {
+            uri: tuple(by_uri[to] for to in relays if to in by_uri)
+            for uri, relays in self._published.relays.items()
+        }
 
     def of_uri(self, text: str) -> Node | None:
         """The node of a From URI."""
@@ -150,6 +165,10 @@ class Bus:
         self._logged_at = float("-inf")
         self._unlogged = 0
         self._workers = shared.workers
+        self.gate = Gate(settings, shared)
+        self._allowed = self.gate.sources.get
+        self._signs = bool(settings.keys)
+        self._whole = True  # whether the node list being handled is answered with the whole list
         self.attached = False  # whether a script has called dmq.attach()
 
     published = Published
@@ -175,13 +194,54 @@ class Bus:
         self._count("received")
         if not self.attached:
             self.tell_unattached()
+        source = self.host.source_ip() or ""
+        if not self._allowed(source) and not self.gate.admits(source):
+            return self._refuse_source(source)
+        signed = None
+        if self._signs:
+            signed, wrong = self.gate.check(self.host, source)
+            if signed is None:
+                return self._refuse_unsigned(source, wrong)
         try:
-            return self._handle(rc, self._workers is None or at_once)
+            return self._handle(rc, self._workers is None or at_once, source, signed)
         except UnicodeDecodeError:
             # The R-URI, From, Call-ID or Via; bodies and all else are read with care.
             return self._refuse(400, "Bad Encoding")
 
-    def _handle(self, rc: int, at_once: bool) -> int:
+    def _refuse_source(self, source: str) -> int:
+        self._count("not_allowed")
+        self.host.reply(403, "Network Not Allowed")
+        self._tell_refused(
+            "not_allowed_told",
+            f"kemi_dmq: 403 to a request from {source}, which is in no allowed network; if it is a "
+            "node of the bus, set DMQ_ALLOWED_NETWORKS (allowed_networks) to all networks of the "
+            f'bus, such as "10.0.0.0/8,{source}"',
+        )
+        return -1
+
+    def _refuse_unsigned(self, source: str, wrong: str) -> int:
+        self._count("not_signed")
+        self.host.reply(403, "Not Signed")
+        self._tell_refused(
+            "not_signed_told",
+            f"kemi_dmq: 403 to a request from {source}: {wrong}; nodes of the bus share DMQ_KEYS "
+            "(keys), and DMQ_UNSIGNED_NETWORKS (unsigned_networks) names those that cannot sign",
+        )
+        return -1
+
+    def _tell_refused(self, word: str, text: str) -> None:
+        words, now = self.shared.words, int(time.monotonic()) + TOLD_AGAIN
+        if now - words.get(word) >= TOLD_AGAIN:
+            words.set(word, now)
+            self.host.log("err", text)
+
+    def _identity(self, source: str, signed: Signed | None) -> object:
+        """What a copy has in common with a request.  With keys that is its source, too: a stored
+        answer goes to nobody else."""
+        identity = self.host.identity()
+        return identity if signed is None else (identity, source)
+
+    def _handle(self, rc: int, at_once: bool, source: str, signed: Signed | None) -> int:
         host = self.host
         user = host.ruri_user()
         if not user:
@@ -191,12 +251,12 @@ class Bus:
         peer = self.registry.live.get(user)
         if peer is None:
             if user == self.settings.notification_channel:
-                return self._notification(rc)
+                return self._notification(rc, source, signed)
             if not self.shared.names.has(user):
                 self._count("not_found")
                 host.reply(404, "User Not Found")
                 return rc
-        identity = host.identity()
+        identity = host.identity() if signed is None else self._identity(source, signed)
         verdict, entry, answer = self._claim(identity)
         if verdict is not _NEW:
             if answer is None:
@@ -208,11 +268,15 @@ class Bus:
         if self.shared.once.evicted:
             self._count("once_evicted", self.shared.once.evicted)
             self.shared.once.evicted = 0
+        if self.node_list().relays:
+            self._relay(user)
         good = False
-        if type(peer) is RawPeer:
+        if signed is not None and not self.gate.fresh(signed):
+            answer = self._replayed(source)
+        elif type(peer) is RawPeer:
             answer, good = self._call_raw(peer)
         else:
-            from_uri, body, content_type, source, hops = host.request()
+            from_uri, body, content_type, sent_from, hops = host.request(source)
             try:
                 node = self.node_list().of_from(from_uri)
             except WireError:
@@ -226,17 +290,36 @@ class Bus:
                     self._count("delivered")
                     answer, good = _ACCEPTED, True
                 elif at_once:
-                    message = Message(user, body, content_type, from_uri, source, hops)
+                    message = Message(user, body, content_type, from_uri, sent_from, hops)
                     answer, good = self.call_peer(peer, message, node)
                 else:
                     claim = (entry, identity)
-                    refused = self._queue((user, body, content_type, from_uri, source, hops), claim)
+                    refused = self._queue(
+                        (user, body, content_type, from_uri, sent_from, hops), claim
+                    )
                     if refused is None:
                         return rc
                     answer = refused
         self._finish(entry, identity, answer)
         self._reply(answer)
         return rc if good else -1
+
+    def _relay(self, user: str) -> None:
+        """Pass a message of a C node on to those of whom it cannot be told: under its name, so
+        that they know whose it is."""
+        from_uri, body, content_type, _, _ = self.host.request("")
+        try:
+            sender = self.node_list().of_from(from_uri)
+        except WireError:
+            return
+        if sender is None or not body or not content_type:
+            return
+        for node in self.node_list().relays.get(sender.uri, ()):
+            headers = f"Max-Forwards: 1\r\n{wire.SUPPORTED}Content-Type: {content_type}\r\n"
+            next_hop = str(place(node)) if node.address not in node.host else ""
+            to = self.node_list().to_uri(node, user)
+            sent = self.host.send(to, wire.parse_uri(from_uri), headers, body, "", next_hop)
+            self._count("relayed" if sent else "send_failures")
 
     # Handed to a worker -----------------------------------------------------------------------
 
@@ -294,6 +377,15 @@ class Bus:
         back_to = head.back_to(way_back[0], message[4])
         if not self.host.send_reply(way_back, back_to, text):
             self.log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
+
+    def _replayed(self, source: str) -> Answer:
+        self._count("replays")
+        self._tell_refused(
+            "not_signed_told",
+            f"kemi_dmq: 403 to a request from {source}: it is signed, but was seen before, or "
+            "before this node started",
+        )
+        return _NOT_SIGNED
 
     def _bad(self, code: int, reason: str) -> Answer:
         self._count("bad_requests")
@@ -368,27 +460,65 @@ class Bus:
 
     # A node list arrives -------------------------------------------------------------------
 
-    def _notification(self, rc: int) -> int:
-        host = self.host
+    def _notification(self, rc: int, source: str, signed: Signed | None) -> int:
         self._count("notifications")
+        first = self._whole = True
+        if signed is None or signed is UNSIGNED:
+            code, reason = self._take_list(signed is None)
+        elif not (self.host.call_id() or "").endswith(signed.nonce):
+            return self._refuse_unsigned(source, "its Call-ID is not the one that was signed")
+        else:
+            # Applying a list twice does no harm, but a replayed one would.  Call-ID and nonce are
+            # one: who repeats the request before it is here itself cannot make it a replay.
+            identity = (signed.key_id, signed.nonce)
+            verdict, entry, answer = self._claim(identity)
+            if verdict is _NEW:
+                if self.gate.fresh(signed):
+                    code, reason = self._take_list(True)
+                else:
+                    code, reason = self._replayed(source)[:2]
+                self._finish(entry, identity, Answer(code, reason, source.encode(), ""))
+            elif answer is None:
+                self._count("copies_dropped")
+                return rc
+            else:
+                self._count("duplicates")
+                code, reason = answer.code, answer.reason or "OK"
+                first = answer.body == source.encode()
+        body = content_type = ""
+        if code == 200 and first:  # to somewhere else a copy's answer says nothing
+            python = wire.parse_agent(self.host.header("Supported"), "").python
+            body = self.node_list().body(python, self._whole)
+            content_type = "text/plain"
+        headers = self.gate.sign_reply(signed, code, content_type, body)
+        self.host.reply(code, reason, body, content_type, headers)
+        return rc if code == 200 else -1
+
+    def _take_list(self, believed: bool) -> tuple[int, str]:
+        """Give the node list being handled to the engine; the answer's code and reason.
+
+        believed: its sender has signed, or there are no keys."""
+        host = self.host
         body = host.body()
         text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
         try:
             sender = wire.parse_uri(host.from_uri() or "")
         except WireError:
-            return self._refuse(400, "Bad From")
+            return self._bad(400, "Bad From")[:2]
         if text is None:
-            return self._refuse(413, "Body Cannot Be Read")
+            return self._bad(413, "Body Cannot Be Read")[:2]
         if text and not host.content_type():
-            return self._refuse(400, "Missing Content-Type")
+            return self._bad(400, "Missing Content-Type")[:2]
         try:
             lines, bad = wire.parse_body(text)
         except WireError:
-            return self._refuse(413, "Node List Too Long")
+            return self._bad(413, "Node List Too Long")[:2]
         if bad:
             self._count("bad_lines", bad)
             if not lines:
-                return self._refuse(400, "Bad Node List")
+                return self._bad(400, "Bad Node List")[:2]
+        if not believed:
+            lines = self.vouched(lines)
         supported, product = host.header("Supported"), host.header("User-Agent")
         clean = "".join(f"{line}\r\n" for line in lines)
         inbox = self.shared.engine_inbox
@@ -397,8 +527,7 @@ class Bus:
         )
         if not ticket:
             self._inbox_full("engine")
-            host.reply(503, "Engine Busy")
-            return -1
+            return 503, "Engine Busy"
         nodes = self.node_list()
         python = wire.parse_agent(supported, product).python
         if (
@@ -409,10 +538,19 @@ class Bus:
             )
         ):
             inbox.wait_applied(ticket, ENGINE_WAIT)
-            nodes = self.node_list()
-        whole = ";inc=" not in text or WANTS_LIST in text
-        host.reply(200, "OK", nodes.body(python, whole), "text/plain")
-        return rc
+        self._whole = ";inc=" not in text or WANTS_LIST in text
+        return 200, "OK"
+
+    def vouched(self, lines: list[wire.Line]) -> list[wire.Line]:
+        """The lines of an unsigned list that are taken: about nodes that are on the list already,
+        or need not sign.  The engine asks the others itself: their own answer is signed."""
+        known, kept = self.node_list().by_key, []
+        for line in lines:
+            if line.uri.key in known or self.gate.may_be_listed(line.uri):
+                kept.append(wire.Line(line.uri, line.status))  # incarnations are for who signs
+            elif line.status == "active" and line.uri.key not in self.gate.local_places:
+                self.shared.engine_inbox.put(ask_event(str(line.uri)))  # if not, at the next list
+        return kept
 
     def _refuse(self, code: int, reason: str) -> int:
         self._count("bad_requests")
@@ -460,9 +598,9 @@ class Bus:
                 raise ValueError(
                     f"body has {size} bytes; at most {limit} reach {node.uri} over {node.transport}"
                 )
-        headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
+        common = headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
         if body:
-            headers += f"Content-Type: {content_type}\r\n"
+            common = headers = f"{common}Content-Type: {content_type}\r\n"
         from_uri = self.from_uri(peer_id)
         to_uri = self.node_list().to_uri
         result = 0
@@ -470,6 +608,8 @@ class Bus:
             to = to_uri(node, peer_id)
             # A name was looked up by the engine; nobody else waits for the DNS.
             next_hop = str(place(node)) if node.address not in node.host else ""
+            if self._signs:
+                headers = common + self.sign(to, peer_id, content_type, body)
             if reference:
                 event_param = self._event_param(node, reference, param)
                 accepted = bool(event_param) and self.host.send(
@@ -490,6 +630,13 @@ class Bus:
                 result = -1
         return result
 
+    def sign(self, to: SipUri, peer_id: str, content_type: str, body: str | bytes) -> str:
+        """The header line that signs a message; "" without keys."""
+        raw = body.encode() if isinstance(body, str) else body
+        from_uri = str(self.from_uri(peer_id))
+        kind = content_type if body else ""
+        return self.gate.sign(Parts(METHOD, str(to), from_uri, peer_id, kind, raw))
+
     def from_uri(self, peer_id: str) -> SipUri:
         """What names this node in a message of a peer."""
         uri = self._from_uris.get(peer_id)
@@ -501,6 +648,8 @@ class Bus:
     def max_body(self, node: Node, peer_id: str, content_type: str) -> int:
         """The largest body in bytes that reaches a node."""
         headers = HEADERS + 3 * (len(node.uri) + len(peer_id)) + len(content_type)
+        if self._signs:
+            headers += HEADER_BYTES
         if node.transport == "udp":
             return MAX_UDP - headers
         if node.python:
@@ -527,6 +676,7 @@ class Bus:
             max_forwards=max_forwards,
             content_type=content_type,
             user_agent=self.user_agent(),
+            headers=self.sign(to, peer_id, content_type, body) if self._signs else "",
         )
         return self.host.send_text(place(node), text)
 
@@ -554,15 +704,38 @@ class Bus:
             return False
         code, _ = host.reply_status()
         if code >= 200:
-            body = host.body() or ""
-            text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
-            event = answer_event(
-                call_id, code, text, host.header("Supported"), host.header("Server")
-            )
-            if not self.shared.engine_inbox.put(event):
-                self._inbox_full("engine")
+            wrong = self.gate.check_answer(host, call_id[len(self._prefix) :], code)
+            if wrong:
+                self._refuse_answer(code, wrong)
+            else:
+                self._take_answer(call_id, code)
         host.drop()
         return True
+
+    def _take_answer(self, call_id: str, code: int) -> None:
+        host = self.host
+        body = host.body() or ""
+        text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+        if self._signs and text and not self.gate.is_signed(host):
+            try:
+                lines = self.vouched(wire.parse_body(text)[0])
+            except WireError:
+                lines = []
+            text = "".join(f"{line.uri};status={line.status}\r\n" for line in lines)
+        event = answer_event(call_id, code, text, host.header("Supported"), host.header("Server"))
+        if not self.shared.engine_inbox.put(event):
+            self._inbox_full("engine")
+
+    def _refuse_answer(self, code: int, wrong: str) -> None:
+        self._count("answers_refused")
+        hint = ""
+        if code == 403:
+            hint = "; it refuses us: see its log, and compare keys, clocks and allowed networks"
+        source = self.host.source_ip()
+        self._tell_refused(
+            "answers_refused_told",
+            f"kemi_dmq: an answer {code} from {source} does not count: {wrong}{hint}",
+        )
 
     def on_outcome(self) -> bool:
         """The outcome of a request that was sent is being handled: True if it was ours."""

@@ -28,6 +28,8 @@ def run_callback(
                     peer.init_callback(node)
                 except BaseException as error:  # also sys.exit(): it is the user's code
                     _user_error(bus, f"init_callback of peer {peer.peer_id}", error)
+    elif kind == "warn":
+        bus.host.log("warn", f"kemi_dmq: {event[1]}")
     elif kind == "event":
         try:
             run_event(event[1], unpack_node(event[2]))

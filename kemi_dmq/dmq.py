@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .host.kamailio import KamailioHost
     from .host.reload import LoadWatch
 
+#: A secret of fewer characters is warned of.
+SHORT_SECRET = 16
+
 registry = Registry()
 _api = DmqApi(registry)
 _runtime: Runtime | None = None
@@ -50,7 +53,9 @@ class Runtime:
         self.host = KamailioHost()
         self.host.use_socket(settings.server_socket)
         self.symbols = ReloadSymbols()
-        self.shared = Shared(settings.once_memory, num_workers=settings.num_workers)
+        self.shared = Shared(
+            settings.once_memory, num_workers=settings.num_workers, signs=bool(settings.keys)
+        )
         self.bus = Bus(settings, self.shared, self.host, registry)
         _api._bind(self.bus)
         self.drop_in = DropIn(self.bus)
@@ -346,6 +351,12 @@ def _first_start(given: dict[str, Any]) -> Runtime:
     except SettingError as error:
         host.log("crit", str(error))
         raise SystemExit(1) from None
+    if any(len(key.secret) < SHORT_SECRET for key in settings.keys):
+        host.log(
+            "warn",
+            f"kemi_dmq: a secret in setting keys has less than {SHORT_SECRET} characters: who has "
+            "seen one message can guess it; openssl rand -base64 32 makes a better one",
+        )
     runtime = Runtime(settings)
     if settings.bind_c_modules:
         _bind_c_modules(runtime)

@@ -12,11 +12,29 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from . import wire
-from .membership import Action, FirstList, Membership, Notify, Publish, Resolve, Tell
+from .gate import Gate
+from .membership import (
+    JOIN_MAX_FORWARDS,
+    PROBE_PATIENCE,
+    Action,
+    FirstList,
+    Membership,
+    Notify,
+    Publish,
+    Resolve,
+    Tell,
+    Warn,
+)
 from .node import Node, Status
 from .settings import Settings
 from .transaction import ClientTransactions
-from .wire import SipUri
+from .trust import Parts
+from .wire import METHOD, SipUri
+
+#: Seconds until a node that somebody has named without a signature is asked again.
+ASK_STRANGER = 10.0
+#: So many of them are asked in that time.
+STRANGERS = 256
 
 
 class Bodies(NamedTuple):
@@ -44,9 +62,12 @@ class Outside(Protocol):
         outcome comes back as a ("resolved", …) event."""
 
 
-def pack_nodes(nodes: list[Node], bodies: Bodies) -> tuple[Any, ...]:
-    """Nodes, and what is answered, as values that can go through shared memory."""
-    return (tuple(bodies), *(pack_node(node) for node in nodes))
+def pack_nodes(
+    nodes: list[Node], bodies: Bodies, relays: dict[str, list[str]] | None = None
+) -> tuple[Any, ...]:
+    """Nodes, what is answered, and whose messages are passed on to whom, as values that can go
+    through shared memory."""
+    return (tuple(bodies), relays or {}, *(pack_node(node) for node in nodes))
 
 
 class Published:
@@ -61,7 +82,12 @@ class Published:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        return tuple(unpack_node(item) for item in self._value[1:])
+        return tuple(unpack_node(item) for item in self._value[2:])
+
+    @cached_property
+    def relays(self) -> dict[str, list[str]]:
+        relays: dict[str, list[str]] = self._value[1]
+        return relays
 
 
 def pack_node(node: Node) -> tuple[Any, ...]:
@@ -92,6 +118,7 @@ class Engine:
         outside: Outside,
         rng: random.Random,
         user_agent: str,
+        gate: Gate,
         incarnation: int = 1,
     ) -> None:
         self._settings = settings
@@ -102,6 +129,9 @@ class Engine:
         self.membership = Membership(settings, rng, incarnation)
         # Its Call-IDs begin with this; so a worker knows a reply that is the engine's.
         self.call_id_prefix = call_id_prefix(settings)
+        self._gate = gate
+        self._strangers: dict[SipUri, float] = {}  # who was named unsigned -> when to ask again
+        self._resolving: list[SipUri] = []  # those of them whose name is being looked up
         self._boot = f"{rng.getrandbits(48):012x}"
         self._count = 0
 
@@ -146,7 +176,11 @@ class Engine:
             actions = self.membership.on_answer(notice, code, lines, agent, now)
         elif kind == "resolved":
             _, host, addresses, srv, targets = event
+            self._ask_resolved(host, addresses, now)
             actions = self.membership.on_resolved(host, addresses, now, srv, targets)
+        elif kind == "ask":
+            self._ask(wire.parse_uri(event[1]), now)
+            actions = []
         elif kind == "command":
             _, command, text, status = event
             uri = wire.parse_uri(text)
@@ -164,7 +198,34 @@ class Engine:
         """The list now."""
         known = self.membership
         bodies = Bodies(known.c_body(), known.answer_body(), known.list_body())
-        return pack_nodes(known.nodes(), bodies)
+        return pack_nodes(known.nodes(), bodies, known.relays())
+
+    def _ask(self, uri: SipUri, now: float) -> None:
+        """Ask a node itself, which somebody has named without a signature: its own answer, which
+        is signed, brings it on the list.  It is told of nobody but us."""
+        if now < self._strangers.get(uri, now):
+            return
+        self._strangers = {u: t for u, t in self._strangers.items() if t > now}
+        if len(self._strangers) >= STRANGERS:
+            return
+        self._strangers[uri] = now + ASK_STRANGER
+        if wire.is_address(uri.host):
+            self._ask_at(uri, uri.host, now)
+        else:
+            self._resolving.append(uri)
+            self._outside.resolve(uri.host, "")
+
+    def _ask_resolved(self, host: str, addresses: list[str], now: float) -> None:
+        for uri in [uri for uri in self._resolving if uri.host == host]:
+            self._resolving.remove(uri)
+            if addresses:
+                self._ask_at(uri, addresses[0], now)
+
+    def _ask_at(self, uri: SipUri, address: str, now: float) -> None:
+        to = SipUri(address, uri.port, uri.transport)
+        body = self.membership.introduction()
+        notice = Notify(to, body, JOIN_MAX_FORWARDS, PROBE_PATIENCE, judged=False)
+        self._carry_out([notice], now)
 
     def leave_texts(self) -> list[tuple[SipUri, str]]:
         """The requests that say goodbye, ready to be sent by a signal handler."""
@@ -185,23 +246,37 @@ class Engine:
                 self._outside.callback(("init", node))
             elif isinstance(action, Resolve):
                 self._outside.resolve(action.host, action.srv)
+            elif isinstance(action, Warn):
+                self._outside.callback(("warn", action.text))
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1
         unique = f"{self._boot}.{self._count}"
-        call_id = f"{self.call_id_prefix}{unique}"
+        stamped = self._gate.stamp(unique, notice.place.host)
+        call_id = f"{self.call_id_prefix}{stamped}"
         channel = self._settings.notification_channel
         socket = self._settings.server_socket
+        from_uri = self._settings.server_address.with_user(channel)
+        to_uri = notice.to.with_user(channel)
+        signed = Parts(
+            METHOD,
+            str(to_uri),
+            str(from_uri.with_transport("udp")),
+            channel,
+            "text/plain" if notice.body else "",
+            notice.body.encode(),
+        )
         text = wire.build_request(
             via=wire.Via(notice.to.transport, socket.host, socket.port),
             branch=f"z9hG4bK{unique}.{self._rng.getrandbits(32):08x}",
             call_id=call_id,
             tag=f"{self._rng.getrandbits(32):08x}",
-            from_uri=self._settings.server_address.with_user(channel),
-            to_uri=notice.to.with_user(channel),
+            from_uri=from_uri,
+            to_uri=to_uri,
             body=notice.body,
             max_forwards=notice.max_forwards,
             user_agent=self._user_agent,
+            headers=self._gate.sign(signed, stamped),
         )
         return call_id, text
 
@@ -230,6 +305,11 @@ def resolved_event(
     host: str, addresses: list[str], srv: str, targets: list[tuple[str, int]]
 ) -> tuple[Any, ...]:
     return ("resolved", host, addresses, srv, targets)
+
+
+def ask_event(uri: str) -> tuple[Any, ...]:
+    """A node that somebody has named who did not sign: it is asked itself."""
+    return ("ask", uri)
 
 
 def command_event(command: str, uri: str, status: str = "") -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ The rules, and where they come from:
   are the same node, under the URI with which it speaks itself.  C nodes list the name in their
   notification_address beside the node's own URI.
 - A node that is away is probed every second at first, then with a growing pause of at most
-  PROBE_MAX seconds, also after it has left the list; it is forgotten after FORGET seconds.  Only
+  PROBE_MAX seconds, also after it has left the list; it is forgotten after reconnect_timeout.  Only
   one failure per ping_interval counts for the statuses, as if there were pings alone.
 """
 
@@ -44,7 +44,6 @@ PROBE_MAX = 10.0
 PROBE_PATIENCE = 1.0
 #: Of so many nodes that know of one that is away each one probes it; of more, fewer do.
 PROBERS = 8
-FORGET = 600.0
 #: Of a question at a notification address, and of a probe: who answers passes us on.
 JOIN_MAX_FORWARDS = 2
 RESOLVE_PAUSE = 10.0
@@ -58,6 +57,7 @@ SYNC_MAX = 60.0
 UP, DOWN, DISABLED = "dmq:peer-up", "dmq:peer-down", "dmq:peer-disabled"
 _EVENTS = {Status.ACTIVE: UP, Status.NOT_ACTIVE: DOWN, Status.DISABLED: DISABLED}
 _NEVER = float("inf")
+_LAST = ("\U0010ffff", 0)  # after all others
 _CAUSES = {"suspect": Cause.SUSPECTED, "down": Cause.CALLED_DOWN, "left": Cause.LEAVES}
 
 
@@ -110,7 +110,14 @@ class Resolve:
     srv: str = ""  # a name whose SRV records are asked for as well
 
 
-Action = Notify | Publish | Tell | FirstList | Resolve
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Something that the operator has to know: one line in the log."""
+
+    text: str
+
+
+Action = Notify | Publish | Tell | FirstList | Resolve | Warn
 
 
 # State --------------------------------------------------------------------------------------
@@ -138,6 +145,10 @@ class _Member:
     incarnation: int = 0  # 0: not known yet
     suspicion: Suspicion | None = None
     share: int = 0  # its part in the digest
+
+    # C nodes: whom it lists as active, as far as it has told us
+    lists: frozenset[Key] = frozenset()
+
     line: str = ""  # what is told of it, and what that was made of
     line_of: tuple[object, ...] = ()
 
@@ -205,6 +216,7 @@ class Membership:
         self._changed_at = 0.0
         self._next_sync = 0.0
         self._sync_pause = SYNC_MIN
+        self._limit_said = False
 
     # What others read ----------------------------------------------------------------------
 
@@ -274,7 +286,7 @@ class Membership:
         self._begin(now)
         self._set_agent(self._members.get(sender.key), agent)
         news = self._merge(sender.key, lines, agent)
-        self._c_node_knows(agent, lines)
+        self._c_node_knows(sender.key, agent, lines)
         member = self._members.get(sender.key)
         self._set_agent(member, agent)
         if news and max_forwards > 1:
@@ -312,7 +324,7 @@ class Membership:
                 if to in contact.addresses:
                     contact.next_ask = now + ASK_AGAIN
         self._merge(to.key if agent.python else None, lines, agent)
-        self._c_node_knows(agent, lines)
+        self._c_node_knows(to.key, agent, lines)
         if member is not None and member.python:
             self._python_spoke(member, lines, is_request=False)
             if not any(line.uri.key == to.key and line.incarnation for line in lines):
@@ -433,7 +445,7 @@ class Membership:
             if contact.next_ask <= now and self._asks(contact):
                 self._ask(contact)
         for member in list(self._pinged.values()):
-            if not member.listed and now - member.away_since > FORGET:
+            if not member.listed and now - member.away_since > self._settings.reconnect_timeout:
                 self._forget(member)
             elif member.next_ping <= now and not member.waiting:
                 self._ping(member)
@@ -449,6 +461,8 @@ class Membership:
                     suspicion.asked = True  # its refutation may have passed us by
                     self._tell_suspect(member)
             self._gossip()
+        if self._changed:
+            self._say_limit()
         actions, self._actions = self._actions, []
         if self._changed:
             self._changed = False
@@ -929,6 +943,10 @@ class Membership:
         own = f"{Line(self.local, 'active')}\r\n"
         return self.c_body().replace(own, head)
 
+    def introduction(self) -> str:
+        """This node alone, for somebody who may be told of nobody else."""
+        return self._head().line()
+
     def c_body(self) -> str:
         """The list as it is told to C nodes."""
         if self._c_body is None:
@@ -963,13 +981,52 @@ class Membership:
         self._known_to_c = dict.fromkeys(uri.key for uri in share)
         return share
 
-    def _c_node_knows(self, agent: Agent, lines: list[Line]) -> None:
-        if not agent.python:
-            listed = (line.uri.key for line in lines if line.status == "active")
-            before = len(self._known_to_c)
-            self._known_to_c.update(dict.fromkeys(listed))
-            if len(self._known_to_c) != before:
-                self._touch()
+    def _c_node_knows(self, sender: Key, agent: Agent, lines: list[Line]) -> None:
+        if agent.python:
+            return
+        listed = [line.uri.key for line in lines if line.status == "active"]
+        before = len(self._known_to_c)
+        self._known_to_c.update(dict.fromkeys(listed))
+        if len(self._known_to_c) != before:
+            self._touch()
+        member = self._members.get(sender)
+        if member is not None and member.lists != frozenset(listed):
+            member.lists = frozenset(listed)
+            self._touch()
+
+    def relays(self) -> dict[str, list[str]]:
+        """C nodes (URIs) whose messages this node passes on, and to whom: the Python nodes that a C
+        node cannot be told of.  Of those whom it knows the first one, by host and port, does it."""
+        share = {uri.key for uri in self._c_share()}
+        untold = {key: m for key, m in self._probed.items() if key not in share}
+        if not untold:
+            return {}
+        found = {}
+        for member in self._pinged.values():
+            if member.agent is None or member.python or not member.active:
+                continue
+            told = [key for key in self._probed if key in member.lists and key in share]
+            if self.local.key in member.lists and self.local.key <= min(told, default=_LAST):
+                found[str(member.uri)] = [
+                    str(m.uri) for key, m in untold.items() if key not in member.lists
+                ]
+        return found
+
+    def _say_limit(self) -> None:
+        """Once: that C nodes cannot be told of all."""
+        if self._limit_said or not any(
+            m.active and m.agent is not None and not m.python for m in self._pinged.values()
+        ):
+            return
+        count, known = len(self._c_share()), 1 + sum(m.active for m in self._members.values())
+        if count < known:
+            self._limit_said = True
+            self._actions.append(
+                Warn(
+                    f"a C node can be told of {count} nodes, and the bus has {known}: messages of "
+                    "C nodes are passed on to the others, which C nodes do not reach by themselves"
+                )
+            )
 
     def _interval(self) -> float:
         # Spread: nodes that started together do not ping together.

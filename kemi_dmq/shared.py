@@ -33,12 +33,17 @@ _COUNTERS = (
     "bad_lines",  # lines of a node list that are no node
     "callback_errors",  # 500: a peer's callback raised, or returned what is no response
     "sent",  # messages given to Kamailio for sending
+    "relayed",  # messages of C nodes that were passed on to nodes of which those cannot know
     "send_failures",  # messages that Kamailio or a full queue did not take
     "replies",  # responses that reached a response callback
     "timeouts",  # the same for timeouts
     "inbox_full",  # events that found the inbox of the engine or of the callbacks process full
     "engine_failures",  # times the engine had to start again
     "user_errors",  # init, event and response callbacks that raised
+    "not_allowed",  # 403: from none of allowed_networks
+    "not_signed",  # 403: with keys, no signature, or one that is wrong, late or for another node
+    "replays",  # 403: signed, but seen before, or too late to be sure
+    "answers_refused",  # answers to the engine from where it did not ask, or not rightly signed
     "native_errors",  # calls from C modules that failed inside kemi_dmq
 )
 COUNTERS = {name: index for index, name in enumerate(_COUNTERS)}
@@ -87,7 +92,7 @@ class Counters:
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._width = 32
+        self._width = 64
         self._words = memoryview(shared_map((MAX_PROCESSES + 1) * self._width * 8)).cast("Q")
         self._row: memoryview[int] | None = None
         os.register_at_fork(after_in_child=self._forked)
@@ -344,7 +349,16 @@ class Names:
 class Words:
     """A few single numbers, each with one writer."""
 
-    NAMES = ("engine_moved_ms", "script_version", "reload_told", "engine_pid", "large_told")
+    NAMES = (
+        "engine_moved_ms",
+        "script_version",
+        "reload_told",
+        "engine_pid",
+        "large_told",
+        "not_allowed_told",  # when there was last a log line of it, in s
+        "not_signed_told",
+        "answers_refused_told",
+    )
 
     def __init__(self) -> None:
         self._words = memoryview(shared_map(4096)).cast("Q")
@@ -364,7 +378,9 @@ class Shared:
         once_memory: int,
         clock: Callable[[], float] = time.monotonic,
         num_workers: int = 0,
+        signs: bool = False,
     ) -> None:
+        from .nonces import NonceTable
         from .once import OnceTable
         from .workers import WorkerQueues
 
@@ -378,3 +394,10 @@ class Shared:
         self.names = Names()
         self.words = Words()
         self.once = OnceTable(once_memory, clock)
+        #: What the engine has found names in the settings to stand for (gate.py).
+        self.named = Snapshot()
+        #: Known to this Kamailio's processes alone.
+        self.secret = os.urandom(32)
+        self.wall: Callable[[], float] = time.time
+        self.token: Callable[[], str] = lambda: os.urandom(12).hex()
+        self.nonces = NonceTable(int(self.wall() * 1000)) if signs else None

@@ -307,8 +307,10 @@ def build_request(
     max_forwards: int,
     user_agent: str,
     content_type: str = "text/plain",
+    headers: str = "",
 ) -> str:
-    """A whole KDMQ request, for a host that sends text (RFC 3261, 8.1.1)."""
+    """A whole KDMQ request, for a host that sends text (RFC 3261, 8.1.1).  headers: further
+    header lines."""
     typed = f"Content-Type: {content_type}\r\n" if body else ""
     return (
         f"{METHOD} {to_uri} SIP/2.0\r\n"
@@ -321,6 +323,7 @@ def build_request(
         f"{SUPPORTED}"
         f"User-Agent: {user_agent}\r\n"
         f"{typed}"
+        f"{headers}"
         f"Content-Length: {len(body.encode())}\r\n"
         "\r\n"
         f"{body}"

@@ -19,6 +19,7 @@ from typing import Any
 from ..bus import Bus
 from ..callbacks import run_callback
 from ..engine import Engine, Published, resolved_event
+from ..gate import named_in, with_named
 from ..shared import Inbox
 from ..table import NodeTable
 from ..wire import SipUri
@@ -84,11 +85,14 @@ class EngineProcess:
         self._resolver = resolver
         self._goodbye: list[tuple[SipUri, str]] = []
         self._stale_goodbye = True
+        self._names = named_in(bus.settings)
         self._engine = Engine(
             bus.settings,
             self,
-            random.Random(os.urandom(16)),
+            # Of the system's randomness: what it gives goes out, and must not tell what comes next.
+            random.SystemRandom(),
             bus.user_agent(),
+            bus.gate,
             time.time_ns() // 1_000_000,
         )
         self._started = False
@@ -108,6 +112,9 @@ class EngineProcess:
             self._started = True
             _, known = shared.snapshot.read()
             engine.start(time.monotonic(), Published(known) if known else None)
+            local = self._bus.settings.server_address.host
+            if local in self._names:
+                self.resolve(local, "")
         leaves_at = None if stays else time.monotonic() + SHORT_STAY
         while leaves_at is None or time.monotonic() < leaves_at:
             if self._stale_goodbye:
@@ -135,14 +142,26 @@ class EngineProcess:
                 event = self._resolver.answers.get_nowait()
             except queue.Empty:
                 return
+            self._allow_named(event)
             self._engine.handle(event, time.monotonic())
+
+    def _allow_named(self, event: tuple[Any, ...]) -> None:
+        """Tell all processes which addresses a name in the settings stands for."""
+        _, host, addresses, _srv, targets = event
+        if host in self._names:
+            named = self._bus.shared.named
+            before = tuple(named.read()[1] or ())
+            after = with_named(before, [*addresses, *(address for address, _ in targets)])
+            if after != before:
+                named.publish(after)
 
     def _leave(self, signum: int, frame: FrameType | None) -> None:
         """Say goodbye.  All other processes have died where they stood, holding whatever they
         held: this takes no lock of ours, of tm or of uac, and ends in any case."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(1)
-        if self._stale_goodbye:  # the list has changed just now
+        if self._stale_goodbye or self._bus.settings.keys:
+            # The list has changed just now, or the texts are to bear this moment.
             try:
                 self._goodbye = self._engine.leave_texts()
             except Exception:

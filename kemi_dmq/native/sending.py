@@ -70,6 +70,8 @@ class Sender:
                 kind = core.text(content_type)
                 accepted = bus.send_stateless(node, peer_id, text, max_forwards, kind)
             else:
+                if bus.settings.keys:
+                    headers, _alive = self._signed(node, peer_id, max_forwards, content_type, body)
                 accepted = self._request(
                     node, peer_id, headers, body, resp_cback if wants_answer else None
                 )
@@ -149,13 +151,25 @@ class Sender:
         return found[0]
 
     def _headers(self, max_forwards: int, content_type: bytes, size: int) -> Any:
-        def text() -> str:
-            kind = content_type.decode("utf-8", "replace")
-            return f"Max-Forwards: {max_forwards}\r\n{SUPPORTED}" + (
-                f"Content-Type: {kind}\r\n" if size else ""
-            )
+        return self._string(
+            *("headers", max_forwards, content_type, size > 0),
+            text=lambda: _headers(max_forwards, content_type, size),
+        )
 
-        return self._string("headers", max_forwards, content_type, size > 0, text=text)
+    def _signed(
+        self, node: Node, peer_id: str, max_forwards: int, content_type: Any, body: Any
+    ) -> Any:
+        """Headers of one message to one node, with its signature, and what they live in: it must
+        stay until tm has copied them."""
+        core, bus = self._core, self._bus
+        kind, raw = core.raw(content_type), core.raw(body) if body else b""
+        to = bus.node_list().to_uri(node, peer_id)
+        text = _headers(max_forwards, kind, len(raw)) + bus.sign(
+            to, peer_id, kind.decode("utf-8", "replace"), raw
+        )
+        data = text.encode()
+        buffer = core.ffi.new("char[]", data)
+        return core.ffi.new("str *", {"s": buffer, "len": len(data)}), buffer
 
     def _socket(self, transport: str) -> Any:
         """NULL-like (None) where this Kamailio has no socket of that transport."""
@@ -191,6 +205,13 @@ class Sender:
                 f"kemi_dmq: a C module's message to {peer_id} at {node.uri} has {size} bytes; a "
                 f"node that reads at most {what} drops it: raise its {remedy}",
             )
+
+
+def _headers(max_forwards: int, content_type: bytes, size: int) -> str:
+    kind = content_type.decode("utf-8", "replace")
+    return f"Max-Forwards: {max_forwards}\r\n{SUPPORTED}" + (
+        f"Content-Type: {kind}\r\n" if size else ""
+    )
 
 
 def _plain(body: bytes) -> str | None:

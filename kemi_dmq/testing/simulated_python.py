@@ -92,7 +92,8 @@ class SimulatedPythonNode(SimulatedNode):
     def _new_engine(self) -> Engine:
         rng = random.Random(self.rng.getrandbits(64))
         incarnation = int(self.wall() * 1000)
-        return Engine(self.settings, self, rng, self.bus.user_agent(), incarnation)
+        agent = self.bus.user_agent()
+        return Engine(self.settings, self, rng, agent, self.bus.gate, incarnation)
 
     def start(self, known: Published | None = None) -> None:
         self.engine.start(self.monotonic(), known)
@@ -266,6 +267,10 @@ class _Published(Published):
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         return tuple(self._membership.nodes())
+
+    @cached_property
+    def relays(self) -> dict[str, list[str]]:
+        return self._membership.relays()
 
 
 class _Bus(Bus):

@@ -135,7 +135,7 @@ class Simulator(Timeline, Network):
         packed = [pack_node(node.engine.membership.nodes()[0]) for node in nodes]
         others = [(*item[:5], False, *item[6:]) for item in packed]
         for number, node in enumerate(nodes):
-            value = (("", "", lines), *others[:number], packed[number], *others[number + 1 :])
+            value = (("", "", lines), {}, *others[:number], packed[number], *others[number + 1 :])
             self.nodes[node.uri.key] = node
             node.start(Published(value))
         self.note(None, f"{len(nodes)} nodes know each other")

@@ -10,6 +10,8 @@ import kemi_dmq
 from kemi_dmq import Message, Node, Peer, Reply, Response, ResponseCallback
 from kemi_dmq.testing.simulated_python import EventMessage, SimulatedPythonNode
 from kemi_dmq.testing.simulator import Simulator
+from kemi_dmq.testing.sip_text import build_c_request
+from kemi_dmq.wire import Via
 
 A, B, C = (f"10.0.0.{n}" for n in range(1, 4))
 
@@ -263,3 +265,37 @@ def test_messages_without_a_transaction_are_sent_once() -> None:
     script.api.bcast_message(script.peer, "x")
     simulator.run(3)
     assert sum("KDMQ acme" in line for line in simulator.transcript) == 1
+
+
+# A C node on a bus that is larger than it can know
+
+
+def test_what_a_c_node_broadcasts_reaches_each_python_node_once() -> None:
+    hosts = [f"10.0.1.{n}" for n in range(1, 46)]
+    simulator = Simulator(1)
+    for host in hosts:
+        simulator.add_node(host, hosts[:1], script=Recorder)
+    assert simulator.run_until(simulator.whole, 5)
+    c = simulator.add_node(C, hosts[:1], python=False, version=(5, 6))
+    simulator.run(12)
+    assert simulator.stuck() == {}
+    known = [uri for uri, status in c.listed().items() if status == "active" and uri != c.uri]
+    assert 20 < len(known) < 30, "as many as its 1,024 bytes hold"
+    for number in range(3):
+        for uri in known:
+            text = build_c_request(
+                Via("udp", C, 5060),
+                f"{number}.{uri.host}@{C}",
+                c.uri.with_user("acme"),
+                uri.with_user("acme"),
+                f"message {number}",
+                1,
+                "kamailio (5.6.3)",
+            )
+            simulator.transmit(c.uri, uri.key, text)
+        simulator.run(1)
+    for host in hosts:
+        got = simulator.python_node(host).script.messages
+        assert got == [(f"message {number}", C, 1) for number in range(3)], host
+    warned = [line for line in simulator.transcript if "a C node can be told of" in line]
+    assert len(warned) == len(hosts), "each node says so once"

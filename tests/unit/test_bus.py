@@ -656,7 +656,7 @@ def test_a_param_whose_message_was_refused_frees_its_room(bed: Bed) -> None:
 def test_replies_to_the_engine_are_dropped_and_go_into_its_inbox(bed: Bed) -> None:
     handler = Listening()
     bed.start(handler=handler)
-    call_id = "dmq-10.0.0.1-5060-abc.1"
+    call_id = "dmq-10.0.0.1-5060-" + bed.runtime.bus.gate.stamp("abc.1", "10.0.0.2")
     headers = {"Supported": "kemi_dmq-1", "Server": "kamailio (6.1.5)"}
     reply = ReceivedReply(200, "OK", b"sip:h\xff", headers=headers, call_id=call_id)
     assert not bed.kamailio.receive_reply(reply, handler.ksr_reply_route)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from kemi_dmq.commands import Commands
 from kemi_dmq.engine import Engine, command_event
+from kemi_dmq.gate import Gate
 from kemi_dmq.settings import check
+from kemi_dmq.shared import Shared
 from kemi_dmq.wire import SipUri
 
 from .conftest import LOCAL, Bed, Handler, node
@@ -121,7 +124,9 @@ class Nowhere:
 
 def test_the_engine_carries_commands_out() -> None:
     outside = Nowhere()
-    engine = Engine(check({"server_address": LOCAL}), outside, random.Random(1), "test")
+    settings = check({"server_address": LOCAL})
+    gate = Gate(settings, cast(Shared, SimpleNamespace(secret=b"")))
+    engine = Engine(settings, outside, random.Random(1), "test", gate)
     engine.start(0.0)
     uri = "sip:10.0.0.3:5060;transport=tcp"
 

@@ -1,7 +1,8 @@
 # make test    all checks: lint, types, unit, simulation and integration tests
 # make demo    three Kamailios on this machine; Ctrl-C ends it (DEMO_SECONDS=20: ends by itself)
 # make bench   measurements
-# make golden  the transcripts in tests/simulation/golden anew, after a change of the protocol
+# make golden  the transcripts in tests/simulation/golden and the state diagram in docs/membership.md
+#              anew, after a change of the protocol
 # make up      three Python nodes (NODES=6: so many) and a C node in containers; make down ends them
 # Each one first installs what it needs (tools/setup.sh).
 
@@ -54,6 +55,7 @@ bench: setup
 
 golden: setup
 	@KEMI_DMQ_GOLDEN=write $(PYTHON) -m pytest tests/simulation/test_golden.py -q
+	@$(PYTHON) -m tools.membership_page
 
 setup:
 	@tools/setup.sh

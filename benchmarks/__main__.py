@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from . import join, keys, memory, nodes, ordered, receive, send, workers
+from . import join, keys, membership, memory, nodes, ordered, receive, send, workers
 from .cpu import machine
 
 Measure = Callable[[Path, int, int], str]
@@ -26,6 +26,7 @@ MEASUREMENTS: dict[str, tuple[str, Measure, str]] = {
     "keys": (keys.TITLE, keys.measure, keys.__doc__ or ""),
     "ordered": (ordered.TITLE, ordered.measure, ordered.__doc__ or ""),
     "join": (join.TITLE, join.measure, join.__doc__ or ""),
+    "membership": (membership.TITLE, membership.measure, membership.__doc__ or ""),
     "memory": (memory.TITLE, memory.measure, memory.__doc__ or ""),
 }
 

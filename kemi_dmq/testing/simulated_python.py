@@ -261,7 +261,7 @@ class _Host:
         self._node.send(to, text)
         return True
 
-    def replicate(self, uris: list[str]) -> bool:
+    def replicate(self, places: list[SipUri]) -> bool:
         raise NotImplementedError("messages of peers are not simulated")
 
     def event(self) -> tuple[str, int, bool]:

@@ -3,14 +3,18 @@ bus of two Python nodes and a C node with real registrars."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.support import sipp
+from tests.integration.test_multi_notify import use_dns
+from tests.support import dns, sipp
+from tests.support.dns import DnsServer
 from tests.support.kamailio import SCRIPT, Bed, CNode, PythonNode, wait_for, whole
+from tests.support.sip import SipSocket, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
@@ -151,3 +155,59 @@ def test_what_comes_from_a_node_goes_on_only_without_the_loop_test(
     else:
         wait_for(lambda: len(not_replicated(nodes[origin])) == 5)
         assert all(got(node, "REGISTER") == [] for node in others)
+
+
+# Nodes that cannot be sent to ---------------------------------------------------------------------
+
+IPV6, NO_SOCKET, NAME = "[::1]:5060", "127.0.0.77:5060;transport=tcp", "node.bus.test:5060"
+DEAD_DNS = {("node.bus.test", dns.A): [dns.a("127.0.0.43")]}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["first", "second", "last"])
+@pytest.mark.parametrize("reply", ["before", "after"])
+def test_those_that_cannot_be_sent_to_cost_the_others_nothing(
+    bed: Bed, tmp_path: Path, place: int, reply: str
+) -> None:
+    """IPv6 without a socket for it is refused by tm itself; each other node gets one copy, also
+    one with a name while the DNS is dead: it was looked up when the node joined."""
+    route = {
+        "before": 'KSR.sl.send_reply(200, "OK"); result = KSR.dmq.t_replicate()',
+        "after": 'result = KSR.dmq.t_replicate(); KSR.sl.send_reply(200, "OK")',
+    }[reply]
+    branch = '        elif KSR.is_method("REGISTER"):\n'
+    said = 'KSR.err(f"RESULT {result} within {time.monotonic() - start}\\n")'
+    publish = f'        elif KSR.is_method("PUBLISH"):\n            {route}\n            {said}\n'
+    script = SCRIPT.read_text().replace(branch, publish + branch)
+    script = script.replace(
+        "    def ksr_request_route(self, msg):\n",
+        "    def ksr_request_route(self, msg):\n        start = time.monotonic()\n",
+    )
+    a = bed.python(A, script=script, defines={"ping_interval": 600})
+    use_dns(a, tmp_path, "timeout:2 attempts:2")
+    a.start()
+    reached = ["127.0.0.41:5060", "127.0.0.42:5060", NAME]
+    order = [*reached[:place], IPV6, NO_SOCKET, *reached[place:]]
+    addresses = ["127.0.0.41", "127.0.0.42", "127.0.0.43"]
+    with contextlib.ExitStack() as stack, SipSocket("127.0.0.9") as sip:
+        sockets = [stack.enter_context(SipSocket(address, 5060)) for address in addresses]
+        with DnsServer(DEAD_DNS):
+            for number, host in enumerate(order, 2):
+                body = f"sip:{host};status=active\r\n".encode()
+                sender = host.partition(";")[0]
+                data = request(
+                    A, user="notification_peer", body=body, via=sip.name, sender=sender
+                )  # fmt: skip
+                assert sip.ask(data, A) is not None
+                wait_for(lambda n=number: len(a.active()) == n)  # type: ignore[misc]
+        with DnsServer({}, silent=True):
+            answer = sip.ask(request(A, method="PUBLISH", via=sip.name, sender=sip.name), A)
+            assert answer is not None and answer.code == 200
+            for address, node in zip(addresses, sockets, strict=True):
+                branches: set[bytes] = set()
+                while data := node.receive(0.1 if branches else 1) or b"":
+                    if data.startswith(b"PUBLISH"):
+                        branches |= set(re.findall(rb"Via: SIP/2.0/UDP 127.0.0.2\S+", data))
+                assert len(branches) == 1, (address, branches, a.log()[-2000:])
+    found = re.search(r"RESULT (-?\d+) within (\S+)", a.log())
+    assert found is not None
+    assert (found[1], float(found[2]) < 0.5) == ("-1", True)

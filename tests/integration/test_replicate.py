@@ -211,3 +211,34 @@ def test_those_that_cannot_be_sent_to_cost_the_others_nothing(
     found = re.search(r"RESULT (-?\d+) within (\S+)", a.log())
     assert found is not None
     assert (found[1], float(found[2]) < 0.5) == ("-1", True)
+
+
+def test_nodes_of_both_transports_get_it(bed: Bed) -> None:
+    both = "listen=udp:{0}:5060\nlisten=tcp:{0}:5060"
+    a, b, c = nodes = (
+        bed.python(A, listen=both.format(A)),
+        bed.python(
+            B,
+            NOTIFY,
+            defines={"server_address": f"sip:{B}:5060;transport=tcp"},
+            listen=both.format(B),
+        ),
+        bed.python(C, NOTIFY, listen=both.format(C)),
+    )
+    b.uri += ";transport=tcp"
+    for node in nodes:
+        node.start()
+    wait_for(whole(*nodes), 5, "all list all")
+    with SipSocket("127.0.0.9") as sip:
+        for _ in range(3):
+            data = request(A, method="REGISTER", via=sip.name, sender=sip.name)
+            answer = sip.ask(data, A)
+            assert answer is not None and answer.code == 200
+    for node in nodes:
+        wait_for(lambda n=node: len(n.events("register")) == 3)  # type: ignore[misc]
+    assert [event["result"] for event in a.events("register")] == [0, 0, 0]
+    children = b.children()
+    workers = [children[event["pid"]] for event in b.events("register")]
+    assert all(worker.startswith("tcp receiver") for worker in workers), workers
+    workers = [c.children()[event["pid"]] for event in c.events("register")]
+    assert all(worker.startswith("udp receiver") for worker in workers), workers

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
 from . import wire
@@ -111,7 +112,14 @@ class NodeList:
 class Bus:
     """One for each process; what processes share is in ``shared``."""
 
-    def __init__(self, settings: Settings, shared: Shared, host: Host, registry: Registry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        shared: Shared,
+        host: Host,
+        registry: Registry,
+        local_address: str = "",
+    ) -> None:
         self.settings = settings
         self.shared = shared
         self.host = host
@@ -121,6 +129,7 @@ class Bus:
         self._claim = shared.once.claim
         self._finish = shared.once.finish
         address = settings.server_address
+        self._address = local_address
         self._only_local = NodeList(
             0,
             (
@@ -132,6 +141,7 @@ class Bus:
                     Status.ACTIVE,
                     True,
                     True,
+                    self._address,
                 ),
             ),
             wire.build_body([address]),
@@ -153,8 +163,14 @@ class Bus:
         if self.shared.snapshot.version != self._list.version:
             version, value = self.shared.snapshot.read()
             if value is not None:
-                self._list = NodeList(version, *unpack_nodes(value))
+                nodes, c_body = unpack_nodes(value)
+                # The engine does not know where the local node is if that goes by a name.
+                nodes = tuple(n if n.address else self._with_address(n) for n in nodes)
+                self._list = NodeList(version, nodes, c_body)
         return self._list
+
+    def _with_address(self, node: Node) -> Node:
+        return replace(node, address=self._address) if node.local else node
 
     def find_node(self, uri: str) -> Node | None:
         return self.node_list().by_key.get(wire.parse_uri(uri).key)

@@ -23,6 +23,7 @@ from .peer import Registry
 from .settings import SettingError, Settings
 from .shared import Shared
 from .table import NodeTable
+from .wire import is_address
 
 if TYPE_CHECKING:
     from .host.kamailio import KamailioHost
@@ -51,7 +52,9 @@ class Runtime:
         self.host.use_socket(settings.server_socket)
         self.symbols = ReloadSymbols()
         self.shared = Shared(settings.once_memory, num_workers=settings.num_workers)
-        self.bus = Bus(settings, self.shared, self.host, registry)
+        self.bus = Bus(
+            settings, self.shared, self.host, registry, _local_address(settings, addresses_of)
+        )
         _api._bind(self.bus)
         self.drop_in = DropIn(self.bus)
         self.commands = Commands(self.bus, addresses_of)
@@ -351,6 +354,15 @@ def _first_start(given: dict[str, Any]) -> Runtime:
         _bind_c_modules(runtime)
     registry.open_generation()
     return runtime
+
+
+def _local_address(settings: Settings, addresses_of: Callable[[str], list[str]]) -> str:
+    """The IP address of this node, whose own name was looked up a moment ago."""
+    host = settings.server_address.host
+    if not is_address(host):
+        host = settings.server_socket.host
+        host = host if is_address(host) else next(iter(addresses_of(host)), "")
+    return host.strip("[]")
 
 
 def _bind_c_modules(runtime: Runtime) -> None:

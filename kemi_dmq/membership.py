@@ -304,7 +304,7 @@ class Membership:
         if member is not None and member.listed:
             if member.active:
                 member.away_since = now
-            member.fails = 0
+            self._set_fails(member, 0)
             member.counts_from = now
             member.next_ping = now + self._interval()
             self._set_status(member, status)
@@ -392,7 +392,7 @@ class Membership:
         return member.active is not before
 
     def _alive(self, member: _Member) -> None:
-        member.fails = 0
+        self._set_fails(member, 0)
         member.busy = False
         if not member.active:
             member.listed = True
@@ -411,7 +411,7 @@ class Membership:
         """The C module's rules for a ping without answer (6.1)."""
         settings = self._settings
         if member.listed and (member.active or now >= member.counts_from):
-            member.fails += 1
+            self._set_fails(member, member.fails + 1)
             if member.status is Status.DISABLED:
                 member.listed = False
                 self._touch()
@@ -436,6 +436,11 @@ class Membership:
             member.status = status
             self._touch()
             self._actions.append(Tell(_EVENTS[status], self._member_node(member)))
+
+    def _set_fails(self, member: _Member, count: int) -> None:
+        if member.fails != count:
+            member.fails = count
+            self._touch()
 
     def _set_agent(self, member: _Member | None, agent: Agent) -> None:
         if member is not None and member.agent != agent:
@@ -549,7 +554,8 @@ class Membership:
 
     def _member_node(self, member: _Member) -> Node:
         python = member.agent is not None and member.agent.python
-        return _node(member.uri, member.status, python=python, address=member.address)
+        node = _node(member.uri, member.status, python=python, address=member.address)
+        return replace(node, fail_count=member.fails)
 
 
 def srv_name(uri: SipUri, multi_notify: int) -> str:

@@ -90,6 +90,7 @@ class Rpc:
             numbers = {
                 "last_notification": 0,
                 "local": int(node.local),
+                "fail_count": node.fail_count,  # in dmq.so from 6.1 on
                 "kemi_dmq": int(node.python),
             }
             for name, text in texts.items():

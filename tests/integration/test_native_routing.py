@@ -54,7 +54,11 @@ def start(*nodes: PythonNode | CNode) -> None:
 
 
 def ask(
-    node: PythonNode, method: str, body: bytes = b"", source: str = "127.0.0.1", **headers: str
+    node: PythonNode | CNode,
+    method: str,
+    body: bytes = b"",
+    source: str = "127.0.0.1",
+    **headers: str,
 ) -> SipReply:
     with SipSocket(source) as sip:
         more: dict[str, str | None] = {n.replace("_", "-"): v for n, v in headers.items()}
@@ -170,7 +174,8 @@ def test_routes_give_a_message_to_a_peer_themselves(bed: Bed) -> None:
             body = f"{function} {words}".encode() + b"\0\xff"
             reply = ask(a, "MESSAGE", body, X_Function=function, X_Words=words)
             assert reply.code == code, (function, words)
-    events = wait_for(lambda: len(a.events("message")) == 4 and a.events("message"))
+    wait_for(lambda: len(a.events("message")) == 4)
+    events = a.events("message")
     assert [(e["node"], e["content_type"]) for e in events] == [
         (b.uri, "text/x; a=b"),
         (None, "text/plain"),

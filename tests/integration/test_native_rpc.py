@@ -96,6 +96,8 @@ def test_the_commands_answer_and_do_what_they_say(bed: Bed) -> None:
     changed = a.kamcmd("dmq.change_status", c.uri, "disabled")
     assert "Ok. DMQ node status changed." in changed
     wait_for(lambda: a.nodes()[c.uri] == "disabled")
+    again = a.kamcmd("dmq.change_status", c.uri, "disabled")
+    assert "Ok. DMQ node status is already disabled." in again
     assert "error: 500 - the status must be one of" in a.kamcmd("dmq.change_status", c.uri, "up")
     assert "error: 500 - sip:127.0.0.2:5060 is the local node" in a.kamcmd("dmq.remove", a.uri)
     assert "Ok. DMQ node removed." in a.kamcmd("dmq.remove", c.uri)

@@ -10,9 +10,11 @@ import pytest
 
 from tests.support import dns
 from tests.support.dns import DnsServer
-from tests.support.kamailio import Bed, CNode, Kamailio, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, Kamailio, PythonNode, wait_for, whole
 
 A, B, C, D = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"
+
+pytestmark = BOTH_ROUTINGS
 SERVICE = "_sip._udp.bus.test"
 RECORDS: dns.Records = {
     (SERVICE, dns.SRV): [dns.srv(10, 5, 5060, "a.bus.test"), dns.srv(20, 5, 5070, "b.bus.test")],

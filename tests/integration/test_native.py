@@ -24,13 +24,14 @@ from tests.support.c_modules import (
     remove,
     value,
 )
-from tests.support.kamailio import SCRIPT, Bed, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, PythonNode, wait_for, whole
 from tests.support.sip import SipSocket
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
 
 
+@BOTH_ROUTINGS
 def test_htable_replicates_both_ways_with_a_c_node(bed: Bed) -> None:
     a = bed.python(A, defines=BIND, after=HTABLE)
     c = bed.c(C, NOTIFY, before=HTABLE)

@@ -157,6 +157,66 @@ def test_what_comes_from_a_node_goes_on_only_without_the_loop_test(
         assert all(got(node, "REGISTER") == [] for node in others)
 
 
+# In kamailio.cfg --------------------------------------------------------------------------------
+
+NATIVE_ROUTE = """
+    if (is_method("REGISTER|PUBLISH")) {
+        if (is_method("REGISTER")) { save("location"); }
+        else { append_to_reply("SIP-ETag: 1\\r\\n"); sl_send_reply("200", "OK"); }
+        $var(node) = -1;
+        if (python_exec("dmq_is_from_node")) { $var(node) = 1; }
+        xlog("L_ERR", "GOT $rm from=$si callid=$ci body=$(rb{s.md5}) from_node=$var(node)\\n");
+        if ($hdr(X-Mode) == "again" && $sp == 5099) {
+            if (!python_exec("dmq_t_replicate", "1")) { xlog("L_ERR", "NOT REPLICATED $ci\\n"); }
+        } else {
+            if (!python_exec("dmq_t_replicate")) { xlog("L_ERR", "NOT REPLICATED $ci\\n"); }
+        }
+        exit;
+    }
+"""
+
+
+@pytest.mark.parametrize("mode", ["", "again"])
+def test_native_routes_replicate_as_scripts_do(bed: Bed, tmp_path: Path, mode: str) -> None:
+    """From a user's phone, and then from a node's address: only dmq_t_replicate("1") sends that
+    on.  B has native routing, too; C is a C node."""
+    nodes: list[PythonNode | CNode] = []
+    for address, notify in ((A, ""), (B, NOTIFY)):
+        before = 'loadmodule "xlog.so"'
+        made = bed.python(address, notify, native=True, before=before, after=REGISTRAR)
+        text = made.cfg.read_text()
+        command = '    if (is_method("INFO|REGISTER")) {'
+        assert command in text
+        made.cfg.write_text(text.replace(command, NATIVE_ROUTE + command))
+        nodes.append(made)
+    nodes.append(c_node(bed, C, NOTIFY))
+    for each in nodes:
+        each.start()
+    wait_for(whole(*nodes), 3, "all list all")
+    a, *others = nodes
+    for method in ("REGISTER", "PUBLISH"):
+        sipp.run(tmp_path, method, A, "127.0.0.9", 20)
+    for node in others:
+        wait_for(lambda n=node: len(not_replicated(n)) == 40)  # type: ignore[misc]
+        for method in ("REGISTER", "PUBLISH"):
+            seen = got(node, method)
+            assert sorted(g["call_id"] for g in seen) == sorted(
+                g["call_id"] for g in got(a, method)
+            )
+            assert {(g["source"], g["from_node"]) for g in seen} == {(A, "1")}
+        assert len(registered(node)) == 20
+    assert not_replicated(a) == []
+    sipp.run(tmp_path, "PUBLISH", A, B, 5, header=f"X-Mode: {mode}" if mode else "")
+    wait_for(lambda: len(got(a, "PUBLISH")) == 25)
+    if mode:
+        for node in others:
+            wait_for(lambda n=node: len(not_replicated(n)) == 45)  # type: ignore[misc]
+        assert not_replicated(a) == []
+    else:
+        wait_for(lambda: len(not_replicated(a)) == 5)
+        assert [len(got(node, "PUBLISH")) for node in others] == [20, 20]
+
+
 # Nodes that cannot be sent to ---------------------------------------------------------------------
 
 IPV6, NO_SOCKET, NAME = "[::1]:5060", "127.0.0.77:5060;transport=tcp", "node.bus.test:5060"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import settings as settings_module
-from .api import DmqApi
+from .api import DmqApi, channel_taken
 from .bus import Bus, describe
 from .commands import Commands
 from .dropin import DropIn
@@ -55,7 +55,7 @@ class Runtime:
         self.bus = Bus(
             settings, self.shared, self.host, registry, _local_address(settings, addresses_of)
         )
-        _api._bind(self.bus)
+        _api._bind(self.bus, self.refuse)
         self.drop_in = DropIn(self.bus)
         self.commands = Commands(self.bus, addresses_of)
         table = settings_module.unquoted(self.host.define("DMQ_NODES_TABLE"))
@@ -346,6 +346,8 @@ def _first_start(given: dict[str, Any]) -> Runtime:
                 f"at most {started}, as many as kemi_dmq.cfg starts: #!define DMQ_NUM_WORKERS "
                 "before it is included",
             )
+        if settings.notification_channel in registry.live:  # of a module that was imported before
+            raise channel_taken(settings.notification_channel)
     except SettingError as error:
         host.log("crit", str(error))
         raise SystemExit(1) from None

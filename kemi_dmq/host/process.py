@@ -195,12 +195,12 @@ def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[]
             select.select([], [], [])
         return
 
+    def run(job: tuple[Any, ...]) -> None:
+        workers.begins(number)
+        bus.run_job(job)
+
     inbox = workers.inboxes[number]
-
-    def waits(value: bool) -> None:
-        workers.idle[number] = value and inbox.backlog() == 0
-
-    _serve(inbox, symbols, stale, bus.run_job, waits)
+    _serve(inbox, symbols, stale, run, lambda value: workers.waits(number, value))
 
 
 def _serve(

@@ -47,6 +47,24 @@ def test_an_unknown_keyword_stops_kamailio_with_one_line(bed: Bed) -> None:
     )
 
 
+@BOTH_ROUTINGS
+def test_a_peer_with_the_name_of_the_notification_channel_stops_it_with_one_line(bed: Bed) -> None:
+    node = bed.python(A, defines={"notification_channel": "acme"})
+    refused(node, "notification_channel is 'acme'; it must be another name than that of a peer")
+
+
+@BOTH_ROUTINGS
+def test_so_does_one_of_a_module_that_was_imported_before(bed: Bed) -> None:
+    script = f"import sys\nsys.path.append({str(bed.directory)!r})\nimport peers_of_mine\n"
+    (bed.directory / "peers_of_mine.py").write_text(
+        "import kemi_dmq\nkemi_dmq.dmq_load_api().register_dmq_peer(kemi_dmq.Peer('early'))\n"
+    )
+    node = bed.python(
+        A, defines={"notification_channel": "early"}, script=script + SCRIPT.read_text()
+    )
+    refused(node, "notification_channel is 'early'; it must be another name than that of a peer")
+
+
 def refused(node: PythonNode, said: str) -> None:
     node.start(wait=False)
     assert node.process is not None

@@ -71,25 +71,31 @@ def test_the_example_that_routes_in_kamailio_cfg_works(bed: Bed) -> None:
     wait_for(lambda: f"sip:{B}:5060 is on the bus" in node.log())
 
 
-def complete_node(name: str, script: str) -> tuple[str, str]:
-    folder = Path(ROOT, "kamailio-cfg")
-    cfg = (folder / name).read_text().replace("127.0.0.3", B)
-    return cfg, (folder / script).read_text()
+def complete_node(name: str, script: str = "") -> tuple[str, str]:
+    folder = Path(ROOT, "kamailio-cfg/examples")
+    cfg = (folder / f"{name}.cfg").read_text().replace("127.0.0.3", B)
+    return cfg, (folder / f"{script or name}.py").read_text()
+
+
+def test_no_file_of_ours_overwrites_a_kamailio_cfg() -> None:
+    """Whoever copies kamailio-cfg into /etc/kamailio keeps what is there."""
+    names = {path.name for path in (ROOT / "kamailio-cfg").rglob("*") if path.is_file()}
+    assert names and not [name for name in names if "dmq" not in name]
 
 
 def test_the_complete_node_works(bed: Bed) -> None:
-    cfg, script = complete_node("kamailio.cfg", "dmq_node.py")
+    cfg, script = complete_node("dmq_node")
     example(bed, cfg, script, "127.0.0.2")
 
 
 def test_the_complete_node_that_routes_in_kamailio_cfg_works(bed: Bed) -> None:
-    cfg, script = complete_node("kamailio_native.cfg", "dmq_peers.py")
+    cfg, script = complete_node("dmq_native_node", "dmq_peers")
     node = example(bed, cfg, script, "127.0.0.2")
     wait_for(lambda: f"sip:{B}:5060 is on the bus" in node.log())
 
 
 def test_the_complete_node_works_with_c_modules(bed: Bed) -> None:
-    cfg, script = complete_node("kamailio.cfg", "dmq_node.py")
+    cfg, script = complete_node("dmq_node")
     example(
         bed, cfg.replace("#!KAMAILIO", "#!KAMAILIO\n#!define WITH_C_MODULES"), script, "127.0.0.2"
     )

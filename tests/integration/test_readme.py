@@ -16,10 +16,16 @@ A, B = "127.0.0.24", "127.0.0.25"
 class Example(Kamailio):
     """Started as its text says: without a working directory, with the package beside it."""
 
+    def kamcmd(self, *command: str) -> str:
+        self.ctl = f"unix:{self.directory}/kamailio_ctl"
+        return super().kamcmd(*command)
+
     def start(self, wait: bool = True) -> None:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["kamailio", "-DD", "-E", "-f", str(self.cfg), "-P", f"{self.directory}/pid"],
+                # With a place of its own for what is in /run/kamailio.
+                ["kamailio", "-DD", "-E", "-f", str(self.cfg), "-P", f"{self.directory}/pid"]
+                + ["-Y", str(self.directory)],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -53,6 +59,7 @@ def example(bed: Bed, cfg: str, script: str, address: str) -> Example:
     wait_for(heard)
     assert other.bcast(b"hello from C") == 200
     wait_for(lambda: "hello from C" in node.log())
+    assert "dmq_engine" in node.kamcmd("core.psx"), "the example has a control socket"
     return node
 
 

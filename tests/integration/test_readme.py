@@ -21,11 +21,11 @@ class Example(Kamailio):
         return super().kamcmd(*command)
 
     def start(self, wait: bool = True) -> None:
+        # A place of its own for what is in /run/kamailio.
+        own = ["-P", f"{self.directory}/pid", "-Y", str(self.directory)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                # With a place of its own for what is in /run/kamailio.
-                ["kamailio", "-DD", "-E", "-f", str(self.cfg), "-P", f"{self.directory}/pid"]
-                + ["-Y", str(self.directory)],
+                ["kamailio", "-DD", "-E", "-f", str(self.cfg), *own],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -34,8 +34,9 @@ def head(options: argparse.Namespace) -> str:
     kamailio = version.splitlines()[0].removeprefix("version: ").strip()
     return f"""# Performance
 
-`make bench WRITE=docs/performance.md` wrote this on {datetime.date.today()}: {options.rounds} rounds of
-{options.slice} messages for each row. Measured on {", ".join(machine())}; {kamailio},
+`make bench WRITE=docs/performance.md` wrote this on {datetime.date.today()}:
+{options.rounds} rounds of {options.slice} messages for each row. Measured on
+{", ".join(machine())}; {kamailio},
 {nodes.CHILDREN} SIP workers, memory manager {options.manager or "as Kamailio chooses it"};
 Python {platform.python_version()} runs the benchmark, Kamailio its own.
 

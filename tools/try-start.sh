@@ -30,16 +30,17 @@ set -a
 set +a
 log=/run/kamailio/try-start.log
 status=0
-timeout -k 5 "${SECONDS_TO_RUN:-5}" kamailio -DD -E -f "$cfg" -P /run/kamailio/try-start.pid \
-    -u "${RUN_AS:-kamailio}" -m "${SHM_MEMORY:-64}" -M "${PKG_MEMORY:-8}" >$log 2>&1 || status=$?
-case $status in
-124 | 137)
-    grep -E '(ERROR|CRITICAL|ALERT): ' $log >&2 || true
-    echo "try-start: Kamailio runs with $cfg"
-    ;;
-*)
+runuser -u "${RUN_AS:-kamailio}" -- timeout -k 5 "${SECONDS_TO_RUN:-5}" kamailio -DD -E -f "$cfg" \
+    -P /run/kamailio/try-start.pid -m "${SHM_MEMORY:-64}" -M "${PKG_MEMORY:-8}" >$log 2>&1 ||
+    status=$?
+if [ $status != 124 ] && [ $status != 137 ]; then # timeout's, which has stopped it
     tail -n 15 $log >&2
     echo "try-start: Kamailio does not start with $cfg (status $status)" >&2
     exit 1
-    ;;
-esac
+fi
+grep -E '(ERROR|CRITICAL|ALERT): ' $log | grep -v 'exited normally' | head -n 15 >&2 || true
+if grep -q 'Unhandled exception in the Python code' $log; then
+    echo "try-start: Kamailio starts with $cfg, but Python fails" >&2
+    exit 1
+fi
+echo "try-start: Kamailio runs with $cfg"

@@ -1,6 +1,6 @@
 # make test    all checks: lint, types, unit, simulation and integration tests
 # make demo    three Kamailios on this machine; Ctrl-C ends it (DEMO_SECONDS=20: ends by itself)
-# make bench   measurements
+# make bench   measurements; WRITE=docs/performance.md writes them there as well
 # make up      three Python nodes (NODES=6: so many) and a C node in containers; make down ends them
 # Each one first installs what it needs (tools/setup.sh).
 
@@ -17,9 +17,9 @@ PROJECT ?= kemi_dmq
 COMPOSE = SUITE=$(SUITE) $$(docker compose version >/dev/null 2>&1 && echo docker compose || \
 	echo docker-compose) -p $(PROJECT) -f docker/compose.yaml
 
-.PHONY: test demo bench lint setup clean up down
+.PHONY: test demo bench lint setup containers clean up down
 
-test: lint
+test: lint containers
 	@$(PYTHON) -m pytest tests/unit tests/simulation --timeout $(TIMEOUT)
 	@$(PYTHON) -m pytest tests/integration -n 2 --timeout $(TIMEOUT)
 	@if docker info >/dev/null 2>&1; then \
@@ -28,10 +28,11 @@ test: lint
 	@KEMI_DMQ_MEASURED=$(MEASURED) $(PYTHON) -m pytest tests/docker -n 3 --timeout $(DOCKER_TIMEOUT) -o timeout_func_only=true
 	@if [ -s $(MEASURED) ]; then $(PYTHON) -m tests.docker.table $(MEASURED) docs/versions.md; fi
 
-up: setup
+up: containers
 	@docker info >/dev/null 2>&1 || { echo "make up needs a Docker Engine: docker info fails"; exit 1; }
 	@docker/build.sh $(SUITE)
 	@$(COMPOSE) up -d --scale node=$(NODES)
+	@docker/wait.sh $(PROJECT)
 	@echo "the bus as the C node sees it:"
 	@echo "  docker exec $$($(COMPOSE) ps -q c | cut -c 1-12) kamcmd -s unix:/run/node/ctl dmq.list_nodes"
 	@echo "as a Python node sees it:"
@@ -49,10 +50,13 @@ demo: setup
 	@$(PYTHON) -m demo
 
 bench: setup
-	@$(PYTHON) -m benchmarks --write docs/performance.md
+	@$(PYTHON) -m benchmarks $(if $(WRITE),--write $(WRITE))
 
 setup:
 	@tools/setup.sh
+
+containers: setup
+	@tools/setup.sh --containers
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

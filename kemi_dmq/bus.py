@@ -130,7 +130,7 @@ class Bus:
         self._finish = shared.once.finish
         address = settings.server_address
         self._address = local_address
-        self._only_local = NodeList(
+        self._list = NodeList(
             0,
             (
                 Node(
@@ -146,7 +146,6 @@ class Bus:
             ),
             wire.build_body([address]),
         )
-        self._list = self._only_local
         self._prefix = call_id_prefix(settings)
         self._references: dict[ResponseFunction, str] = {}
         self._functions: dict[str, ResponseFunction] = {}

@@ -101,34 +101,50 @@ class Handler:
 
     # Messages ------------------------------------------------------------------------------
 
-    def dmq_bcast_message(self, msg: Any, what: str) -> int:
+    def dmq_bcast_message(self, msg: Any, what: str = "") -> int:
         """Send $var(dmq_body) to all active nodes: 1, or -1 with an error logged.
 
         what: ``PEER``, or ``PEER CONTENT-TYPE``.  The variable is empty afterwards.
         """
         self._clear()
         peer, content_type = _words(what, 2)
+        if not peer:
+            return self._incomplete("dmq_bcast_message", "PEER", "PEER CONTENT-TYPE")
         return self._runtime.drop_in.bcast_message(peer, self._body(), content_type)
 
-    def dmq_send_message(self, msg: Any, what: str) -> int:
+    def dmq_send_message(self, msg: Any, what: str = "") -> int:
         """The same to one node: ``PEER NODE-URI``, or ``PEER NODE-URI CONTENT-TYPE``."""
         self._clear()
         peer, node, content_type = _words(what, 3)
+        if not node:
+            return self._incomplete("dmq_send_message", "PEER URI", "PEER URI CONTENT-TYPE")
         return self._runtime.drop_in.send_message(peer, node, self._body(), content_type)
 
-    def dmq_process_custom(self, msg: Any, what: str) -> int:
+    def dmq_process_custom(self, msg: Any, what: str = "") -> int:
         """Give $var(dmq_body) to a peer of this node as if another one had sent it: ``PEER
         FROM-URI``, or ``PEER FROM-URI CONTENT-TYPE``; 1, or -1 with an error logged."""
-        return self._runtime.drop_in.process_custom_message(*self._custom(what))
+        call = self._runtime.drop_in.process_custom_message
+        return self._custom("dmq_process_custom", call, what)
 
-    def dmq_handle_custom(self, msg: Any, what: str) -> int:
+    def dmq_handle_custom(self, msg: Any, what: str = "") -> int:
         """The same; with num_workers above 0 a worker runs the peer."""
-        return self._runtime.drop_in.handle_custom_message(*self._custom(what))
+        call = self._runtime.drop_in.handle_custom_message
+        return self._custom("dmq_handle_custom", call, what)
 
-    def _custom(self, what: str) -> tuple[str, str, Any, str]:
+    def _custom(self, name: str, call: Callable[..., int], what: str) -> int:
         self._clear()
         peer, sender, content_type = _words(what, 3)
-        return peer, sender, self._body(), content_type or "text/plain"
+        if not sender:
+            return self._incomplete(name, "PEER URI", "PEER URI CONTENT-TYPE")
+        return call(peer, sender, self._body(), content_type or "text/plain")
+
+    def _incomplete(self, name: str, *right: str) -> int:
+        self._body()  # it does not go with the next message either
+        wanted = " or ".join(f'"{words}"' for words in right)
+        self._runtime.host.log(
+            "err", f'kemi_dmq: python_exec("{name}") needs a second argument: {wanted}'
+        )
+        return -1
 
     def _body(self) -> Any:
         return self._runtime.host.take_variable("dmq_body")

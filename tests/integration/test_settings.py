@@ -97,6 +97,16 @@ def test_an_advertised_address_needs_server_socket_only(bed: Bed) -> None:
     assert a.nodes() == {"sip:127.0.0.9:5060": "active"}
 
 
+def test_an_address_that_the_listen_line_advertises_needs_none(bed: Bed) -> None:
+    a = bed.python(
+        A,
+        defines={"server_address": "sip:127.0.0.9:5060"},
+        listen=f"listen=udp:{A}:5060 advertise 127.0.0.9:5060",
+    )
+    a.start()
+    assert a.nodes() == {"sip:127.0.0.9:5060": "active"}
+
+
 @BOTH_ROUTINGS
 @pytest.mark.parametrize("sl_send", [0, 1])
 def test_all_leaves_from_server_socket_with_the_advertised_address_as_its_name(

@@ -67,6 +67,15 @@ def test_a_message_goes_to_one_node(bed: Bed, what: str, result: int) -> None:
     assert bed.kamailio.variables["dmq_body"] == b"", "nor does it go with the next message"
 
 
+def test_a_call_without_its_second_argument_is_false_with_one_line(bed: Bed) -> None:
+    handler = started(bed)
+    for name in ("dmq_bcast_message", "dmq_send_message"):
+        bed.kamailio.variables["dmq_body"] = b"x"
+        assert getattr(handler, name)(None) == -1
+        assert bed.kamailio.variables["dmq_body"] == b""
+    assert ['needs a second argument: "PEER' in line for line in bed.errors()] == [True, True]
+
+
 def test_a_process_begins_with_an_empty_variable(bed: Bed) -> None:
     handler = started(bed)
     handler.child_init(1)

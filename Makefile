@@ -1,6 +1,6 @@
 # make test    all checks: lint, types, unit, simulation and integration tests
 # make demo    three Kamailios on this machine; Ctrl-C ends it (DEMO_SECONDS=20: ends by itself)
-# make bench   measurements
+# make bench   measurements; WRITE=docs/performance.md writes them there as well
 # make golden  the transcripts in tests/simulation/golden and the state diagram in docs/membership.md
 #              anew, after a change of the protocol
 # make up      three Python nodes (NODES=6: so many) and a C node in containers; make down ends them
@@ -19,9 +19,9 @@ PROJECT ?= kemi_dmq
 COMPOSE = SUITE=$(SUITE) $$(docker compose version >/dev/null 2>&1 && echo docker compose || \
 	echo docker-compose) -p $(PROJECT) -f docker/compose.yaml
 
-.PHONY: test demo bench golden lint setup clean up down
+.PHONY: test demo bench golden lint setup containers clean up down
 
-test: lint
+test: lint containers
 	@$(PYTHON) -m pytest tests/unit tests/simulation --timeout $(TIMEOUT)
 	@$(PYTHON) -m pytest tests/integration -n 2 --timeout $(TIMEOUT)
 	@if docker info >/dev/null 2>&1; then \
@@ -30,10 +30,11 @@ test: lint
 	@KEMI_DMQ_MEASURED=$(MEASURED) $(PYTHON) -m pytest tests/docker -n 3 --timeout $(DOCKER_TIMEOUT) -o timeout_func_only=true
 	@if [ -s $(MEASURED) ]; then $(PYTHON) -m tests.docker.table $(MEASURED) docs/versions.md; fi
 
-up: setup
+up: containers
 	@docker info >/dev/null 2>&1 || { echo "make up needs a Docker Engine: docker info fails"; exit 1; }
 	@docker/build.sh $(SUITE)
 	@$(COMPOSE) up -d --scale node=$(NODES)
+	@docker/wait.sh $(PROJECT)
 	@echo "the bus as the C node sees it:"
 	@echo "  docker exec $$($(COMPOSE) ps -q c | cut -c 1-12) kamcmd -s unix:/run/node/ctl dmq.list_nodes"
 	@echo "as a Python node sees it:"
@@ -51,7 +52,7 @@ demo: setup
 	@$(PYTHON) -m demo
 
 bench: setup
-	@$(PYTHON) -m benchmarks --write docs/performance.md
+	@$(PYTHON) -m benchmarks $(if $(WRITE),--write $(WRITE))
 
 golden: setup
 	@KEMI_DMQ_GOLDEN=write $(PYTHON) -m pytest tests/simulation/test_golden.py -q
@@ -59,6 +60,9 @@ golden: setup
 
 setup:
 	@tools/setup.sh
+
+containers: setup
+	@tools/setup.sh --containers
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .bus import Bus
 from .message import ResponseCallback
 from .node import Node
-from .peer import Peer, Registry
+from .peer import ChannelTakenError, Peer, Registry
+from .settings import SettingError
 from .wire import WireError
 
 
@@ -15,9 +18,12 @@ class DmqApi:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._bus: Bus | None = None
+        self._refuse: Callable[[str], None] | None = None
 
-    def _bind(self, bus: Bus) -> None:
+    def _bind(self, bus: Bus, refuse: Callable[[str], None]) -> None:
+        """refuse: of a script that is wrong; at start it does not return."""
         self._bus = bus
+        self._refuse = refuse
 
     @property
     def _ready(self) -> Bus:
@@ -32,7 +38,12 @@ class DmqApi:
         the other processes would not know it.  Registrations of the script are replaced as a
         whole when it is loaded again; those of modules that it imports stay.
         """
-        return self._registry.register(peer)
+        try:
+            return self._registry.register(peer)
+        except ChannelTakenError:
+            assert self._refuse is not None
+            self._refuse(str(channel_taken(peer.peer_id)))
+            return peer
 
     def bcast_message(
         self,
@@ -118,3 +129,7 @@ def _peer_id(peer: Peer) -> str:
     if not isinstance(peer, Peer):
         raise TypeError(f"peer is {peer!r}; it must be the Peer that was registered")
     return peer.peer_id
+
+
+def channel_taken(name: str) -> SettingError:
+    return SettingError("notification_channel", name, "another name than that of a peer")

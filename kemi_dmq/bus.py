@@ -11,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -76,15 +77,19 @@ TOLD_AGAIN = 60
 class NodeList:
     """What this process knows of the published list, read again when its version moves."""
 
-    def __init__(self, version: int, published: Published) -> None:
+    def __init__(self, version: int, published: Published, local_address: str = "") -> None:
         self.version = version
+        self._local_address = local_address
         self._published = published
         self.by_from: dict[str, Node | None] = {}
         self._to_uris: dict[tuple[str, str], SipUri] = {}
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        return self._published.nodes
+        return tuple(
+            replace(node, address=self._local_address) if node.local and not node.address else node
+            for node in self._published.nodes
+        )
 
     @cached_property
     def others(self) -> tuple[Node, ...]:
@@ -157,6 +162,7 @@ class Bus:
         host: Host,
         registry: Registry,
         clock: Callable[[], float] = time.monotonic,
+        local_address: str = "",
     ) -> None:
         self._clock = clock
         self.settings = settings
@@ -168,8 +174,16 @@ class Bus:
         self._claim = shared.once.claim
         self._finish = shared.once.finish
         address = settings.server_address
+        self._address = local_address
         local = Node(
-            str(address), address.host, address.port, address.transport, Status.ACTIVE, True, True
+            str(address),
+            address.host,
+            address.port,
+            address.transport,
+            Status.ACTIVE,
+            True,
+            True,
+            local_address,
         )
         alone = Bodies(*[wire.build_body([address])] * 3)
         self._list = NodeList(0, Published(pack_nodes([local], alone)))
@@ -196,7 +210,8 @@ class Bus:
         if self.shared.snapshot.version != self._list.version:
             version, value = self.shared.snapshot.read()
             if value is not None:
-                self._list = NodeList(version, self.published(value))
+                # The engine does not know where the local node is if that goes by a name.
+                self._list = NodeList(version, self.published(value), self._address)
         return self._list
 
     def find_node(self, uri: str) -> Node | None:

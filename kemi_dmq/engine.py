@@ -107,13 +107,14 @@ def pack_node(node: Node) -> tuple[Any, ...]:
         node.local,
         node.python,
         node.address,
+        node.fail_count,
     )
 
 
 @lru_cache(maxsize=4096)  # most nodes are as they were when the list changed before
 def unpack_node(value: tuple[Any, ...]) -> Node:
-    uri, host, port, transport, status, local, python, address = value
-    return Node(uri, host, port, transport, Status(status), local, python, address)
+    uri, host, port, transport, status, local, python, address, fails = value
+    return Node(uri, host, port, transport, Status(status), local, python, address, fails)
 
 
 class Engine:

@@ -35,12 +35,22 @@ SHORT_STAY = 0.1
 LETTERS_A_TURN = 32
 
 
+class _Service:
+    """The look-up of a name's SRV records."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.targets: list[tuple[str, int]] = []
+
+
 class Resolver:
     """Looks names up in threads, so that the engine never waits for the DNS.  No KSR there."""
 
     #: Look-ups at a time: one that hangs does not hold up the others.  A name that nobody knows yet
     #: is asked for every second, and a DNS that is silent takes some 10 s for each (resolv.conf).
     THREADS = 16
+    #: Seconds that a name's own addresses wait for its SRV records, which go before them.
+    SOON = 0.5
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
@@ -49,6 +59,8 @@ class Resolver:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._threads = 0
         self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self._services: dict[str, _Service] = {}  # asked for and not answered yet
 
     def ask(self, host: str, srv: str) -> None:
         if self._asked.qsize() >= 1000:
@@ -64,13 +76,42 @@ class Resolver:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             host, srv = self._asked.get()
-            targets = [
+            if srv:
+                self._look_up_both(host, srv)
+            else:
+                self._tell(resolved_event(host, addresses_of(host), "", []))
+            self._idle.release()
+
+    def _look_up_both(self, host: str, srv: str) -> None:
+        """A name that /etc/hosts knows has its addresses also while the DNS is silent: then they
+        are told at once, and once more with the SRV records when these come."""
+        with self._lock:
+            service = self._services.get(srv)
+            first = service is None
+            if service is None:
+                service = self._services[srv] = _Service()
+                threading.Thread(target=self._find, args=(srv, service), daemon=True).start()
+        addresses = addresses_of(host)
+        told = bool(addresses) and not service.done.wait(self.SOON)
+        if told:
+            self._tell(resolved_event(host, addresses, srv, []))
+        if told and not first:
+            return  # who asked first tells the rest
+        service.done.wait()
+        if service.targets or not told:
+            self._tell(resolved_event(host, addresses, srv, service.targets))
+
+    def _find(self, srv: str, service: _Service) -> None:
+        try:
+            service.targets = [
                 (address, record.port)
-                for record in (lookup_srv(srv) if srv else ())
+                for record in lookup_srv(srv)
                 for address in addresses_of(record.target)
             ]
-            self._tell(resolved_event(host, addresses_of(host), srv, targets))
-            self._idle.release()
+        finally:
+            with self._lock:
+                del self._services[srv]
+            service.done.set()
 
     def _tell(self, event: tuple[Any, ...]) -> None:
         self.answers.put(event)
@@ -266,12 +307,12 @@ def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[]
             select.select([], [], [])
         return
 
+    def run(job: tuple[Any, ...]) -> None:
+        workers.begins(number)
+        bus.run_job(job)
+
     inbox = workers.inboxes[number]
-
-    def waits(value: bool) -> None:
-        workers.idle[number] = value and inbox.backlog() == 0
-
-    _serve(inbox, symbols, stale, bus.run_job, waits)
+    _serve(inbox, symbols, stale, run, lambda value: workers.waits(number, value))
 
 
 def _serve(

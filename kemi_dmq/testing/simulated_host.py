@@ -168,7 +168,7 @@ class SimulatedHost:
         self._node.send(to, text)
         return True
 
-    def replicate(self, uris: list[str]) -> bool:
+    def replicate(self, places: list[SipUri]) -> bool:
         raise NotImplementedError("t_replicate is not simulated")
 
     def event(self) -> tuple[str, int, bool]:

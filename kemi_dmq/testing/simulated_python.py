@@ -76,7 +76,7 @@ class SimulatedPythonNode(SimulatedNode):
             settings, cast(Shared, SimulatedShared(self)), self._host, self.registry, self.monotonic
         )
         self.api = DmqApi(self.registry)
-        self.api._bind(self.bus)
+        self.api._bind(self.bus, _refuse)
         self._load()
         self.engine = self._new_engine()
 
@@ -242,6 +242,10 @@ class SimulatedPythonNode(SimulatedNode):
     def clock_changed(self) -> None:
         self._wakes_at = None
         self._set_alarm()
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(text)
 
 
 class _Registry(Registry):

@@ -39,6 +39,7 @@ class Container:
         self.bus = bus
         self.name = name
         self.suite = suite
+        self.image = f"kemi-dmq:{suite}"
         self.environment = environment
         self.id = ""
         self.directory = bus.directory / f"{name}-{uuid.uuid4().hex[:6]}"
@@ -70,7 +71,7 @@ class Container:
         environment = {"KAMAILIO_LISTEN": f"udp:{self.control}:{CONTROL}", **self.environment}
         for name, value in environment.items():
             arguments += ["-e", f"{name}={value}"]
-        self.id = docker(*arguments, f"kemi-dmq:{self.suite}").strip()
+        self.id = docker(*arguments, self.image).strip()
 
     def start(self) -> None:
         if not self.id:

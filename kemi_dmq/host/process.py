@@ -28,6 +28,8 @@ from .srv import lookup_srv
 
 #: Without the reload lock's symbol a loop returns this often, so that a reload gets a chance.
 SHORT_STAY = 0.1
+#: Seconds after which the engine moves though nothing has happened, for DMQ.health().
+SIGN_OF_LIFE = 5.0
 
 
 class Resolver:
@@ -109,9 +111,9 @@ class EngineProcess:
                 self._stale_goodbye = False
             now = time.monotonic()
             shared.words.set("engine_moved_ms", int(now * 1000))
-            deadlines = [t for t in (engine.next_deadline(), leaves_at) if t is not None]
-            timeout = max(0.0, min(deadlines) - now) if deadlines else None
-            if timeout is None or timeout > 0:
+            deadlines = (engine.next_deadline(), leaves_at, now + SIGN_OF_LIFE)
+            timeout = max(0.0, min(t for t in deadlines if t is not None) - now)
+            if timeout > 0:
                 select.select([inbox.fd, self._resolver.fd], [], [], timeout)
             inbox.clear_wake()
             for event in inbox.take():

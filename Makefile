@@ -14,6 +14,8 @@ MEASURED = .measured
 SUITES = bookworm trixie forky
 SUITE ?= bookworm
 NODES ?= 3
+# BUILD=: leaves the images as they are.
+BUILD = docker/build.sh
 PROJECT ?= kemi_dmq
 # The plugin, or the program of its own that was before it.
 COMPOSE = SUITE=$(SUITE) $$(docker compose version >/dev/null 2>&1 && echo docker compose || \
@@ -25,18 +27,18 @@ test: lint containers
 	@$(PYTHON) -m pytest tests/unit tests/simulation --timeout $(TIMEOUT)
 	@$(PYTHON) -m pytest tests/integration -n 2 --timeout $(TIMEOUT)
 	@if docker info >/dev/null 2>&1; then \
-		for suite in $(SUITES); do docker/build.sh $$suite || exit 1; done; fi
+		for suite in $(SUITES); do $(BUILD) $$suite || exit 1; done; fi
 	@rm -f $(MEASURED)
 	@KEMI_DMQ_MEASURED=$(MEASURED) $(PYTHON) -m pytest tests/docker -n 3 --timeout $(DOCKER_TIMEOUT) -o timeout_func_only=true
 	@if [ -s $(MEASURED) ]; then $(PYTHON) -m tests.docker.table $(MEASURED) docs/versions.md; fi
 
 up: containers
 	@docker info >/dev/null 2>&1 || { echo "make up needs a Docker Engine: docker info fails"; exit 1; }
-	@docker/build.sh $(SUITE)
+	@$(BUILD) $(SUITE)
 	@$(COMPOSE) up -d --scale node=$(NODES)
 	@docker/wait.sh $(PROJECT)
 	@echo "the bus as the C node sees it:"
-	@echo "  docker exec $$($(COMPOSE) ps -q c | cut -c 1-12) kamcmd -s unix:/run/node/ctl dmq.list_nodes"
+	@echo "  docker exec $$($(COMPOSE) ps -q c | cut -c 1-12) kamcmd dmq.list_nodes"
 	@echo "as a Python node sees it:"
 	@echo "  docker exec $$($(COMPOSE) ps -q node | head -n 1 | cut -c 1-12) python3 /opt/node/health.py --show"
 

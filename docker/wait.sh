@@ -13,7 +13,7 @@ whole() {
             return 1
     done
     for id in "${cs[@]}"; do
-        [ "$(docker exec "$id" kamcmd -s unix:/run/node/ctl dmq.list_nodes 2>/dev/null |
+        [ "$(docker exec "$id" kamcmd dmq.list_nodes 2>/dev/null |
             grep -c 'status: active')" = $all ] || return 1
     done
 }

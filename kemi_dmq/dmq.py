@@ -307,8 +307,8 @@ class DMQ:
 
     def health(self) -> dict[str, float]:
         """engine_pid (0: it never started); engine_moved: seconds since the engine last did
-        something (it does when something happens, and at least every ping_interval when there
-        are other nodes), -1 if it never did."""
+        something (it does when something happens, and every 5 s when nothing does), -1 if it
+        never did."""
         words = self._runtime.shared.words
         moved = words.get("engine_moved_ms") / 1000
         return {

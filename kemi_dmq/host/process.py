@@ -33,6 +33,8 @@ from .srv import lookup_srv
 SHORT_STAY = 0.1
 #: Messages for the outbox that the engine takes before it looks at the rest of the world again.
 LETTERS_A_TURN = 32
+#: Seconds after which the engine moves though nothing has happened, for DMQ.health().
+SIGN_OF_LIFE = 5.0
 
 
 class _Service:
@@ -175,8 +177,8 @@ class EngineProcess:
                 self._stale_goodbye = False
             now = time.monotonic()
             shared.words.set("engine_moved_ms", int(now * 1000))
-            deadlines = [t for t in (engine.next_deadline(), leaves_at) if t is not None]
-            timeout = max(0.0, min(deadlines) - now) if deadlines else None
+            deadlines = (engine.next_deadline(), leaves_at, now + SIGN_OF_LIFE)
+            timeout = max(0.0, min(t for t in deadlines if t is not None) - now)
             ready, _, _ = select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
             if inbox.fd in ready:
                 inbox.clear_wake()

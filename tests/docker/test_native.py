@@ -174,7 +174,7 @@ def whole(*nodes: Container) -> bool:
 
 def kamcmds(node: Container, lines: list[str]) -> None:
     subprocess.run(
-        ["docker", "exec", "-i", node.id, "kamcmd", "-s", "unix:/run/node/ctl"],
+        ["docker", "exec", "-i", node.id, "kamcmd"],
         input="\n".join([*lines, "quit", ""]),
         text=True,
         check=True,

@@ -32,9 +32,8 @@ def on_acme(message, node):
     note(
         "message",
         peer=message.peer_id,
-        body=message.body_bytes.hex() if len(message.body_bytes) < 2000 else "",
+        body=message.body_bytes.hex(),
         size=len(message.body_bytes),
-        sum=sum(message.body_bytes),
         sender=message.from_uri,
         node=node.uri if node else None,
         content_type=message.content_type,

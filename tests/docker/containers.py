@@ -124,11 +124,10 @@ class Container:
         """SIGTERM; it has to end with exit status 0, within 2 s as the engine saw it."""
         before = time.time()
         docker("stop", "-t", "30", self.id)
-        self.check_stop(before)
+        self.check_stop(self.moments(before))
 
-    def check_stop(self, before: float) -> None:
-        """That it ended well at the first SIGTERM after the time before."""
-        happened = self.moments(before)
+    def check_stop(self, happened: dict[str, list[tuple[float, str]]]) -> None:
+        """That it ended well at the first SIGTERM among what happened."""
         (code,) = happened["die"][0][1:]
         assert code == "0", f"{self.name} ended with {code}; log:\n{self.log()[-2000:]}"
         seconds = happened["die"][0][0] - happened["kill"][0][0]

@@ -138,12 +138,15 @@ def test_it_can_be_stopped_while_it_starts(bus: Bus, tmp_path: Path) -> None:
     """Before Kamailio is there; kept there by a slow interpreter."""
     slow = tmp_path / "slow"
     slow.mkdir()
-    (slow / "sitecustomize.py").write_text("import time\n\ntime.sleep(30)\n")
+    (slow / "sitecustomize.py").write_text(
+        'import time\n\nopen("/events/started", "w").close()\ntime.sleep(30)\n'
+    )
     for path in (slow, *slow.iterdir()):
         path.chmod(0o755)
     bus.volumes.append(f"{slow}:/slow:ro")
     node = bus.python("n", "bookworm", PYTHONPATH="/slow:/usr/lib/kemi_dmq")
     node.start()
+    wait_for((node.directory / "started").exists, 20)
     node.stop()
     assert "kamailio" not in node.log()
 

@@ -349,4 +349,4 @@ def test_without_a_peers_file_the_node_joins_and_sends(bed: Bed) -> None:
     super(PythonNode, a).start(wait=False)
     wait_for(lambda: a.uri in c.active(), 5, f"it joins; {a.log()[-2000:]}")
     # The channel is one that it only sends to.
-    wait_for(lambda: ask(a, "MESSAGE", b"x", X_Words="acme").code == 200 and c.got() == ["x"])
+    wait_for(lambda: ask(a, "MESSAGE", b"x", X_Words="acme").code == 200 and "x" in c.got())

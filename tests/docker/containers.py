@@ -41,6 +41,7 @@ class Container:
         self.suite = suite
         self.environment = environment
         self.id = ""
+        self.options: list[str] = []  # more for docker create
         self.directory = bus.directory / f"{name}-{uuid.uuid4().hex[:6]}"
         self.transport = environment.get("DMQ_TRANSPORT", "udp")
         self.move()
@@ -70,6 +71,7 @@ class Container:
         environment = {"KAMAILIO_LISTEN": f"udp:{self.control}:{CONTROL}", **self.environment}
         for name, value in environment.items():
             arguments += ["-e", f"{name}={value}"]
+        arguments += self.options
         self.id = docker(*arguments, f"kemi-dmq:{self.suite}").strip()
 
     def start(self) -> None:

@@ -79,14 +79,18 @@ class PythonSubject(Subject):
         script: str = "node.py",
         sl_send: int = 0,
         num_workers: int = 0,
+        ping_interval: int = 0,
         more: str = "",
+        before: str = "",
     ) -> None:
-        lines = [f'#!define DMQ_SERVER_ADDRESS "sip:{address}:5060"']
+        lines = [f'{before}#!define DMQ_SERVER_ADDRESS "sip:{address}:5060"']
         if notification:
             lines.append(f'#!define DMQ_NOTIFICATION_ADDRESS "{notification}"')
         lines.append(f"#!define DMQ_SL_SEND {sl_send}")
         if num_workers:
             lines.append(f"#!define DMQ_NUM_WORKERS {num_workers}")
+        if ping_interval:
+            lines.append(f"#!define DMQ_PING_INTERVAL {ping_interval}")
         cfg = (
             "\n".join(lines)
             + _head(address, directory)
@@ -121,6 +125,7 @@ class CSubject(Subject):
         function: str = "dmq_handle_message",
         batch: int = 50,
         sl_send: int = 0,
+        ping_interval: int = 0,
     ) -> None:
         notified = f'modparam("dmq", "notification_address", "{notification}")'
         cfg = f"""{_head(address, directory)}
@@ -133,6 +138,7 @@ modparam("dmq", "server_address", "sip:{address}:5060")
 {notified if notification else ""}
 modparam("dmq", "num_workers", 2)
 {f'modparam("dmq", "sl_send", {sl_send})' if sl_send else ""}
+{f'modparam("dmq", "ping_interval", {ping_interval})' if ping_interval else ""}
 request_route {{
     if (is_method("KDMQ")) {{ {function}(); exit; }}
     if (is_method("OPTIONS")) {{ sl_send_reply("200", "OK"); exit; }}

@@ -1,14 +1,17 @@
 """The bus as one process sees it: requests in and replies out, messages out and answers in.
 
 It joins peers, the published node list and the host, and has no policy of its own.  The way of a
-request: handle() -> _handle() -> call_peer() -> _reply(); of a node list: _notification() ->
-the engine's inbox.
+request: handle() -> the gate (gate.py) -> _handle() -> call_peer() -> _reply(); of a node list:
+_notification() -> the engine's inbox.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,15 +20,19 @@ from .engine import (
     Bodies,
     Published,
     answer_event,
+    ask_event,
     call_id_prefix,
+    is_letter,
     notification_event,
     pack_nodes,
 )
+from .gate import UNSIGNED, Gate
 from .gossip import WANTS_LIST
 from .host.protocol import Host
 from .message import (
     OK,
     Message,
+    Outcome,
     Reply,
     Response,
     ResponseCallback,
@@ -35,13 +42,15 @@ from .message import (
     pack_param,
     unpack_param,
 )
-from .node import Node, Status
+from .node import Node, Status, place
 from .once import PLAIN_OK, Answer, Verdict
+from .outbox import DEADLINE, MAX_DEADLINE, Answered, Post, post_event, reply_event
 from .peer import Peer, RawPeer, Registry
 from .reply import RequestHead
 from .settings import Settings
 from .shared import Shared
-from .wire import SipUri, WireError
+from .trust import HEADER_BYTES, Parts, Signed
+from .wire import METHOD, SipUri, WireError
 
 #: How long a known node's worker waits for the merged list.
 ENGINE_WAIT = 0.02
@@ -51,26 +60,36 @@ MARK_CELL = "dmq1#"
 MAX_EVENT_PARAM = 127  # Kamailio's $uac_req(evparam)
 MAX_UDP = 32766  # 6.0 and later drop larger messages
 MAX_BODY = 32767  # Kamailio's $uac_req(body)
+# An event has at most 64 KB on its way to another process:
+NODES_A_POST = 256
+MAX_ANSWER = 48_000
 HEADERS = 700  # what headers need at most, apart from the URIs and the content type
 _NEW = Verdict.NEW
 _CONTENT_TYPE = re.compile(r"[ -~]{0,250}")
 _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
 _NOT_FOUND = Answer(404, "User Not Found", b"", "")
 _QUEUE_FULL = Answer(503, "Queue Full", b"", "")
+_NOT_SIGNED = Answer(403, "Not Signed", b"", "")
+#: At most one log line in so many seconds, of all processes, says what was refused and why.
+TOLD_AGAIN = 60
 
 
 class NodeList:
     """What this process knows of the published list, read again when its version moves."""
 
-    def __init__(self, version: int, published: Published) -> None:
+    def __init__(self, version: int, published: Published, local_address: str = "") -> None:
         self.version = version
+        self._local_address = local_address
         self._published = published
         self.by_from: dict[str, Node | None] = {}
         self._to_uris: dict[tuple[str, str], SipUri] = {}
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        return self._published.nodes
+        return tuple(
+            replace(node, address=self._local_address) if node.local and not node.address else node
+            for node in self._published.nodes
+        )
 
     @cached_property
     def others(self) -> tuple[Node, ...]:
@@ -136,7 +155,16 @@ class NodeList:
 class Bus:
     """One for each process; what processes share is in ``shared``."""
 
-    def __init__(self, settings: Settings, shared: Shared, host: Host, registry: Registry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        shared: Shared,
+        host: Host,
+        registry: Registry,
+        clock: Callable[[], float] = time.monotonic,
+        local_address: str = "",
+    ) -> None:
+        self._clock = clock
         self.settings = settings
         self.shared = shared
         self.host = host
@@ -146,8 +174,16 @@ class Bus:
         self._claim = shared.once.claim
         self._finish = shared.once.finish
         address = settings.server_address
+        self._address = local_address
         local = Node(
-            str(address), address.host, address.port, address.transport, Status.ACTIVE, True, True
+            str(address),
+            address.host,
+            address.port,
+            address.transport,
+            Status.ACTIVE,
+            True,
+            True,
+            local_address,
         )
         alone = Bodies(*[wire.build_body([address])] * 3)
         self._list = NodeList(0, Published(pack_nodes([local], alone)))
@@ -156,9 +192,14 @@ class Bus:
         self._functions: dict[str, ResponseFunction] = {}
         self._from_uris: dict[str, SipUri] = {}  # by peer, of which there are few
         self._send_count = 0
+        self._full: tuple[int, frozenset[tuple[str, int]]] = (0, frozenset())
         self._logged_at = float("-inf")
         self._unlogged = 0
         self._workers = shared.workers
+        self.gate = Gate(settings, shared)
+        self._allowed = self.gate.sources.get
+        self._signs = bool(settings.keys)
+        self._whole = True  # whether the node list being handled is answered with the whole list
         self.attached = False  # whether a script has called dmq.attach()
 
     published = Published
@@ -169,7 +210,8 @@ class Bus:
         if self.shared.snapshot.version != self._list.version:
             version, value = self.shared.snapshot.read()
             if value is not None:
-                self._list = NodeList(version, self.published(value))
+                # The engine does not know where the local node is if that goes by a name.
+                self._list = NodeList(version, self.published(value), self._address)
         return self._list
 
     def find_node(self, uri: str) -> Node | None:
@@ -184,13 +226,54 @@ class Bus:
         self._count("received")
         if not self.attached:
             self.tell_unattached()
+        source = self.host.source_ip() or ""
+        if not self._allowed(source) and not self.gate.admits(source):
+            return self._refuse_source(source)
+        signed = None
+        if self._signs:
+            signed, wrong = self.gate.check(self.host, source)
+            if signed is None:
+                return self._refuse_unsigned(source, wrong)
         try:
-            return self._handle(rc, self._workers is None or at_once)
+            return self._handle(rc, self._workers is None or at_once, source, signed)
         except UnicodeDecodeError:
             # The R-URI, From, Call-ID or Via; bodies and all else are read with care.
             return self._refuse(400, "Bad Encoding")
 
-    def _handle(self, rc: int, at_once: bool) -> int:
+    def _refuse_source(self, source: str) -> int:
+        self._count("not_allowed")
+        self.host.reply(403, "Network Not Allowed")
+        self._tell_refused(
+            "not_allowed_told",
+            f"kemi_dmq: 403 to a request from {source}, which is in no allowed network; if it is a "
+            "node of the bus, set DMQ_ALLOWED_NETWORKS (allowed_networks) to all networks of the "
+            f'bus, such as "10.0.0.0/8,{source}"',
+        )
+        return -1
+
+    def _refuse_unsigned(self, source: str, wrong: str) -> int:
+        self._count("not_signed")
+        self.host.reply(403, "Not Signed")
+        self._tell_refused(
+            "not_signed_told",
+            f"kemi_dmq: 403 to a request from {source}: {wrong}; nodes of the bus share DMQ_KEYS "
+            "(keys), and DMQ_UNSIGNED_NETWORKS (unsigned_networks) names those that cannot sign",
+        )
+        return -1
+
+    def _tell_refused(self, word: str, text: str) -> None:
+        words, now = self.shared.words, int(time.monotonic()) + TOLD_AGAIN
+        if now - words.get(word) >= TOLD_AGAIN:
+            words.set(word, now)
+            self.host.log("err", text)
+
+    def _identity(self, source: str, signed: Signed | None) -> object:
+        """What a copy has in common with a request.  With keys that is its source, too: a stored
+        answer goes to nobody else."""
+        identity = self.host.identity()
+        return identity if signed is None else (identity, source)
+
+    def _handle(self, rc: int, at_once: bool, source: str, signed: Signed | None) -> int:
         host = self.host
         user = host.ruri_user()
         if not user:
@@ -200,12 +283,12 @@ class Bus:
         peer = self.registry.live.get(user)
         if peer is None:
             if user == self.settings.notification_channel:
-                return self._notification(rc)
+                return self._notification(rc, source, signed)
             if not self.shared.names.has(user):
                 self._count("not_found")
                 host.reply(404, "User Not Found")
                 return rc
-        identity = host.identity()
+        identity = host.identity() if signed is None else self._identity(source, signed)
         verdict, entry, answer = self._claim(identity)
         if verdict is not _NEW:
             if answer is None:
@@ -220,15 +303,19 @@ class Bus:
         if self.node_list().relays:
             self._relay(user)
         good = False
-        if type(peer) is RawPeer:
+        if signed is not None and not self.gate.fresh(signed):
+            answer = self._replayed(source)
+        elif type(peer) is RawPeer:
             answer, good = self._call_raw(peer)
         else:
-            from_uri, body, content_type, source, hops = host.request()
+            from_uri, body, content_type, sent_from, hops = host.request(source)
             try:
                 node = self.node_list().of_from(from_uri)
             except WireError:
                 answer = self._bad(400, "Bad From")
             else:
+                if content_type.endswith(wire.ENCODED):
+                    content_type, body = wire.decode_body(content_type, body)
                 if body is None:
                     answer = self._bad(413, "Body Cannot Be Read")
                 elif body and not content_type:
@@ -237,11 +324,13 @@ class Bus:
                     self._count("delivered")
                     answer, good = _ACCEPTED, True
                 elif at_once:
-                    message = Message(user, body, content_type, from_uri, source, hops)
+                    message = Message(user, body, content_type, from_uri, sent_from, hops)
                     answer, good = self.call_peer(peer, message, node)
                 else:
                     claim = (entry, identity)
-                    refused = self._queue((user, body, content_type, from_uri, source, hops), claim)
+                    refused = self._queue(
+                        (user, body, content_type, from_uri, sent_from, hops), claim
+                    )
                     if refused is None:
                         return rc
                     answer = refused
@@ -252,7 +341,7 @@ class Bus:
     def _relay(self, user: str) -> None:
         """Pass a message of a C node on to those of whom it cannot be told: under its name, so
         that they know whose it is."""
-        from_uri, body, content_type, _, _ = self.host.request()
+        from_uri, body, content_type, _, _ = self.host.request("")
         try:
             sender = self.node_list().of_from(from_uri)
         except WireError:
@@ -322,6 +411,15 @@ class Bus:
         back_to = head.back_to(way_back[0], message[4])
         if not self.host.send_reply(way_back, back_to, text):
             self.log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
+
+    def _replayed(self, source: str) -> Answer:
+        self._count("replays")
+        self._tell_refused(
+            "not_signed_told",
+            f"kemi_dmq: 403 to a request from {source}: it is signed, but was seen before, or "
+            "before this node started",
+        )
+        return _NOT_SIGNED
 
     def _bad(self, code: int, reason: str) -> Answer:
         self._count("bad_requests")
@@ -396,27 +494,65 @@ class Bus:
 
     # A node list arrives -------------------------------------------------------------------
 
-    def _notification(self, rc: int) -> int:
-        host = self.host
+    def _notification(self, rc: int, source: str, signed: Signed | None) -> int:
         self._count("notifications")
+        first = self._whole = True
+        if signed is None or signed is UNSIGNED:
+            code, reason = self._take_list(signed is None)
+        elif not (self.host.call_id() or "").endswith(signed.nonce):
+            return self._refuse_unsigned(source, "its Call-ID is not the one that was signed")
+        else:
+            # Applying a list twice does no harm, but a replayed one would.  Call-ID and nonce are
+            # one: who repeats the request before it is here itself cannot make it a replay.
+            identity = (signed.key_id, signed.nonce)
+            verdict, entry, answer = self._claim(identity)
+            if verdict is _NEW:
+                if self.gate.fresh(signed):
+                    code, reason = self._take_list(True)
+                else:
+                    code, reason = self._replayed(source)[:2]
+                self._finish(entry, identity, Answer(code, reason, source.encode(), ""))
+            elif answer is None:
+                self._count("copies_dropped")
+                return rc
+            else:
+                self._count("duplicates")
+                code, reason = answer.code, answer.reason or "OK"
+                first = answer.body == source.encode()
+        body = content_type = ""
+        if code == 200 and first:  # to somewhere else a copy's answer says nothing
+            python = wire.parse_agent(self.host.header("Supported"), "").python
+            body = self.node_list().body(python, self._whole)
+            content_type = "text/plain"
+        headers = self.gate.sign_reply(signed, code, content_type, body)
+        self.host.reply(code, reason, body, content_type, headers)
+        return rc if code == 200 else -1
+
+    def _take_list(self, believed: bool) -> tuple[int, str]:
+        """Give the node list being handled to the engine; the answer's code and reason.
+
+        believed: its sender has signed, or there are no keys."""
+        host = self.host
         body = host.body()
         text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
         try:
             sender = wire.parse_uri(host.from_uri() or "")
         except WireError:
-            return self._refuse(400, "Bad From")
+            return self._bad(400, "Bad From")[:2]
         if text is None:
-            return self._refuse(413, "Body Cannot Be Read")
+            return self._bad(413, "Body Cannot Be Read")[:2]
         if text and not host.content_type():
-            return self._refuse(400, "Missing Content-Type")
+            return self._bad(400, "Missing Content-Type")[:2]
         try:
             lines, bad = wire.parse_body(text)
         except WireError:
-            return self._refuse(413, "Node List Too Long")
+            return self._bad(413, "Node List Too Long")[:2]
         if bad:
             self._count("bad_lines", bad)
             if not lines:
-                return self._refuse(400, "Bad Node List")
+                return self._bad(400, "Bad Node List")[:2]
+        if not believed:
+            lines = self.vouched(lines)
         supported, product = host.header("Supported"), host.header("User-Agent")
         clean = "".join(f"{line}\r\n" for line in lines)
         inbox = self.shared.engine_inbox
@@ -425,8 +561,7 @@ class Bus:
         )
         if not ticket:
             self._inbox_full("engine")
-            host.reply(503, "Engine Busy")
-            return -1
+            return 503, "Engine Busy"
         nodes = self.node_list()
         python = wire.parse_agent(supported, product).python
         if (
@@ -437,10 +572,19 @@ class Bus:
             )
         ):
             inbox.wait_applied(ticket, ENGINE_WAIT)
-            nodes = self.node_list()
-        whole = ";inc=" not in text or WANTS_LIST in text
-        host.reply(200, "OK", nodes.body(python, whole), "text/plain")
-        return rc
+        self._whole = ";inc=" not in text or WANTS_LIST in text
+        return 200, "OK"
+
+    def vouched(self, lines: list[wire.Line]) -> list[wire.Line]:
+        """The lines of an unsigned list that are taken: about nodes that are on the list already,
+        or need not sign.  The engine asks the others itself: their own answer is signed."""
+        known, kept = self.node_list().by_key, []
+        for line in lines:
+            if line.uri.key in known or self.gate.may_be_listed(line.uri):
+                kept.append(wire.Line(line.uri, line.status))  # incarnations are for who signs
+            elif line.status == "active" and line.uri.key not in self.gate.local_places:
+                self.shared.engine_inbox.put(ask_event(str(line.uri)))  # if not, at the next list
+        return kept
 
     def _refuse(self, code: int, reason: str) -> int:
         self._count("bad_requests")
@@ -457,8 +601,11 @@ class Bus:
         resp_cback: ResponseCallback | None,
         max_forwards: int,
         content_type: str,
+        ordered: bool = False,
+        deadline: float | None = None,
     ) -> int:
-        """Send a message to each of nodes: 0, or -1 if one of them was not accepted.
+        """Send a message to each of nodes: 0, or -1 if one of them was not accepted.  Ordered or
+        with a deadline it goes to the outbox in the engine.
 
         All arguments are checked before anything is sent.
         """
@@ -482,15 +629,37 @@ class Bus:
             size = len(body.encode()) if isinstance(body, str) else len(body)
         except UnicodeEncodeError:
             raise ValueError("body has lone surrogates; send such data as bytes") from None
+        text, encoded = body, False
+        if ordered or deadline is not None:
+            seconds = _deadline(deadline)
+            text, encoded = wire.encode_body(body)
         for node in nodes:
             limit = self.max_body(node, peer_id, content_type)
+            if encoded:
+                limit = limit // 4 * 3 - len(wire.ENCODED)
             if size > limit:
                 raise ValueError(
                     f"body has {size} bytes; at most {limit} reach {node.uri} over {node.transport}"
                 )
-        headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
+        if ordered or deadline is not None:
+            return self._post(
+                nodes,
+                seconds,
+                Post(
+                    peer_id,
+                    str(text),
+                    encoded,
+                    content_type,
+                    max_forwards,
+                    bool(ordered),
+                    0.0,
+                    f"{reference}|{param}" if reference else "",
+                    (),
+                ),
+            )
+        common = headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
         if body:
-            headers += f"Content-Type: {content_type}\r\n"
+            common = headers = f"{common}Content-Type: {content_type}\r\n"
         from_uri = self.from_uri(peer_id)
         to_uri = self.node_list().to_uri
         result = 0
@@ -498,6 +667,8 @@ class Bus:
             to = to_uri(node, peer_id)
             # A name was looked up by the engine; nobody else waits for the DNS.
             next_hop = str(place(node)) if node.address not in node.host else ""
+            if self._signs:
+                headers = common + self.sign(to, peer_id, content_type, body)
             if reference:
                 event_param = self._event_param(node, reference, param)
                 accepted = bool(event_param) and self.host.send(
@@ -518,6 +689,41 @@ class Bus:
                 result = -1
         return result
 
+    def sign(self, to: SipUri, peer_id: str, content_type: str, body: str | bytes) -> str:
+        """The header line that signs a message; "" without keys."""
+        raw = body.encode() if isinstance(body, str) else body
+        from_uri = str(self.from_uri(peer_id))
+        kind = content_type if body else ""
+        return self.gate.sign(Parts(METHOD, str(to), from_uri, peer_id, kind, raw))
+
+    def _post(self, nodes: tuple[Node, ...], seconds: float, post: Post) -> int:
+        """Hand a message over to the outbox; what is still missing in post is filled in."""
+        if self.shared.full_nodes.version != self._full[0]:
+            version, keys = self.shared.full_nodes.read()
+            self._full = (version, frozenset(keys or ()))
+        full = self._full[1]
+        taken, refused = [], []
+        for node in nodes:
+            if (node.host, node.port) in full:
+                refused.append(f"as much as outbox_memory allows waits for {node.uri}")
+            elif post.encoded and not node.python:
+                refused.append(f"{node.uri} does not run kemi_dmq: only text can be kept for it")
+            else:
+                taken.append(node.uri)
+        for start in range(0, len(taken), NODES_A_POST):
+            uris = tuple(taken[start : start + NODES_A_POST])
+            now = self._clock()
+            event = post_event(now, post._replace(expires=now + seconds, uris=uris))
+            if self.shared.posts.put(event):
+                self._count("outbox_posted", len(uris))
+            else:
+                refused += ["too many messages are on their way to the engine"] * len(uris)
+        if not refused:
+            return 0
+        self._count("outbox_refused", len(refused))
+        self.log_some(f"kemi_dmq: a message to {post.peer_id} was not taken: {refused[-1]}")
+        return -1
+
     def from_uri(self, peer_id: str) -> SipUri:
         """What names this node in a message of a peer."""
         uri = self._from_uris.get(peer_id)
@@ -529,6 +735,8 @@ class Bus:
     def max_body(self, node: Node, peer_id: str, content_type: str) -> int:
         """The largest body in bytes that reaches a node."""
         headers = HEADERS + 3 * (len(node.uri) + len(peer_id)) + len(content_type)
+        if self._signs:
+            headers += HEADER_BYTES
         if node.transport == "udp":
             return MAX_UDP - headers
         if node.python:
@@ -555,6 +763,7 @@ class Bus:
             max_forwards=max_forwards,
             content_type=content_type,
             user_agent=self.user_agent(),
+            headers=self.sign(to, peer_id, content_type, body) if self._signs else "",
         )
         return self.host.send_text(place(node), text)
 
@@ -580,17 +789,53 @@ class Bus:
             return False
         if not call_id or not call_id.startswith(self._prefix):
             return False
-        code, _ = host.reply_status()
-        if code >= 200:
-            body = host.body() or ""
-            text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
-            event = answer_event(
-                call_id, code, text, host.header("Supported"), host.header("Server")
-            )
-            if not self.shared.engine_inbox.put(event):
-                self._inbox_full("engine")
+        code, reason = host.reply_status()
+        if code >= 200 and is_letter(call_id, self._prefix):
+            self._take_reply(call_id, code, reason)
+        elif code >= 200:
+            wrong = self.gate.check_answer(host, call_id[len(self._prefix) :], code)
+            if wrong:
+                self._refuse_answer(code, wrong)
+            else:
+                self._take_answer(call_id, code)
         host.drop()
         return True
+
+    def _take_answer(self, call_id: str, code: int) -> None:
+        host = self.host
+        body = host.body() or ""
+        text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+        if self._signs and text and not self.gate.is_signed(host):
+            try:
+                lines = self.vouched(wire.parse_body(text)[0])
+            except WireError:
+                lines = []
+            text = "".join(f"{line.uri};status={line.status}\r\n" for line in lines)
+        event = answer_event(call_id, code, text, host.header("Supported"), host.header("Server"))
+        if not self.shared.engine_inbox.put(event):
+            self._inbox_full("engine")
+
+    def _refuse_answer(self, code: int, wrong: str) -> None:
+        self._count("answers_refused")
+        hint = ""
+        if code == 403:
+            hint = "; it refuses us: see its log, and compare keys, clocks and allowed networks"
+        source = self.host.source_ip()
+        self._tell_refused(
+            "answers_refused_told",
+            f"kemi_dmq: an answer {code} from {source} does not count: {wrong}{hint}",
+        )
+
+    def _take_reply(self, call_id: str, code: int, reason: str) -> None:
+        """The answer to a message of the outbox."""
+        host = self.host
+        body = host.body() or ""
+        if len(body if isinstance(body, bytes) else body.encode()) > MAX_ANSWER:
+            self.log_some(f"kemi_dmq: the body of a reply to {call_id} is left out: too large")
+            body = ""
+        answer = Answered(code, reason, body, host.content_type() if body else "")
+        if not self.shared.engine_inbox.put(reply_event(call_id, answer)):
+            self._inbox_full("engine")  # it is sent again, and answered again
 
     def on_outcome(self) -> bool:
         """The outcome of a request that was sent is being handled: True if it was ours."""
@@ -613,6 +858,15 @@ class Bus:
             event_param, Reply(code, host.reply_status()[1], body, content_type, timed_out=False)
         )
         return True
+
+    def run_outcome(self, event: tuple[Any, ...]) -> None:
+        """In the callbacks process: tell what became of a message from the outbox."""
+        _, whose, name, code, reason, body, content_type = event
+        outcome = Outcome(name)
+        answered = outcome is Outcome.ANSWERED
+        self._count("replies" if answered else "timeouts")
+        reply = Reply(code, reason, body, content_type, timed_out=not answered, outcome=outcome)
+        self.run_response(MARK + whose, reply)
 
     def run_response(self, event_param: str, reply: Reply) -> None:
         """Call a response callback; what it raises is logged."""
@@ -675,10 +929,14 @@ def _for_agent(code: int, agent: wire.Agent) -> int:
     return 480 if code == 408 else 202
 
 
-def place(node: Node) -> SipUri:
-    """Where a node is, with its address for its name."""
-    host = f"[{node.address}]" if ":" in node.address else node.address
-    return SipUri(host or node.host, node.port, node.transport)
+def _deadline(deadline: float | None) -> float:
+    if deadline is None:
+        return DEADLINE
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
+        raise TypeError(f"deadline is {deadline!r}; it must be a number of seconds, or None")
+    if not math.isfinite(deadline) or not 0 < deadline <= MAX_DEADLINE:
+        raise ValueError(f"deadline is {deadline!r}; it must be above 0 and at most {MAX_DEADLINE}")
+    return float(deadline)
 
 
 def _is_text(body: str | bytes) -> bool:

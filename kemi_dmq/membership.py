@@ -415,7 +415,7 @@ class Membership:
         if member is not None and member.listed:
             if member.active:
                 member.away_since = now
-            member.fails = 0
+            self._set_fails(member, 0)
             member.counts_from = now
             member.next_ping = now + self._interval()
             member.state = State.ALIVE if status is Status.ACTIVE else State.DOWN
@@ -655,7 +655,7 @@ class Membership:
         return Status.DISABLED
 
     def _alive(self, member: _Member) -> None:
-        member.fails = 0
+        self._set_fails(member, 0)
         member.busy = False
         member.state = State.ALIVE
         if not member.active:
@@ -678,7 +678,7 @@ class Membership:
         """The C module's rules for a ping without answer (6.1)."""
         settings, now = self._settings, self._now
         if member.listed and (member.active or now >= member.counts_from):
-            member.fails += 1
+            self._set_fails(member, member.fails + 1)
             if member.status is Status.DISABLED:
                 member.listed = False
                 self._touch()
@@ -705,6 +705,11 @@ class Membership:
             member.status = status
             self._touch()
             self._actions.append(Tell(_EVENTS[status], self._member_node(member)))
+
+    def _set_fails(self, member: _Member, count: int) -> None:
+        if member.fails != count:
+            member.fails = count
+            self._touch()
 
     def _set_agent(self, member: _Member | None, agent: Agent) -> None:
         if member is None or member.agent == agent:
@@ -948,6 +953,10 @@ class Membership:
         own = f"{Line(self.local, 'active')}\r\n"
         return self.c_body().replace(own, head)
 
+    def introduction(self) -> str:
+        """This node alone, for somebody who may be told of nobody else."""
+        return self._head().line()
+
     def c_body(self) -> str:
         """The list as it is told to C nodes."""
         if self._c_body is None:
@@ -1080,7 +1089,8 @@ class Membership:
         self._c_body = None
 
     def _member_node(self, member: _Member) -> Node:
-        return _node(member.uri, member.status, python=member.python, address=member.address)
+        node = _node(member.uri, member.status, python=member.python, address=member.address)
+        return replace(node, fail_count=member.fails)
 
 
 def srv_name(uri: SipUri, multi_notify: int) -> str:

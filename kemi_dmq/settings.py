@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .wire import SipUri, Via, WireError, normal_host, parse_uri
+from .networks import Network, contains, parse_network
+from .trust import KEY_ID, Key
+from .wire import SipUri, Via, WireError, is_address, normal_host, parse_uri
+
+
+class Hidden:
+    """Stands for a value that no error and no log may show."""
+
+    def __repr__(self) -> str:
+        return "(not shown here)"
 
 
 class SettingError(ValueError):
@@ -92,6 +101,19 @@ class Settings:
     #: What the C nodes of this bus read over TCP and TLS (their core parameter tcp_rd_buf_size):
     #: a larger message to one of them is refused at the call.
     c_tcp_rd_buf_size: int = 16384
+    #: Networks from which KDMQ requests are taken, others get 403.  Empty: loopback, private,
+    #: link-local and shared ranges (networks.DEFAULT_NETWORKS), and the addresses that
+    #: server_address and notification_address name.
+    allowed_networks: tuple[Network, ...] = ()
+    #: Keys of the bus: the first one signs, all of them verify.  Empty: nothing is signed.
+    keys: tuple[Key, ...] = ()
+    #: Seconds for which a signed message counts, before and after the time that it bears.
+    key_window: int = 60
+    #: With keys: networks whose nodes need not sign, since they cannot (dmq.so).
+    unsigned_networks: tuple[Network, ...] = ()
+    #: Bytes of messages, ordered or with a deadline, that may wait for one node; above, the call
+    #: gives -1.  Each message counts for its body and 1,000.
+    outbox_memory: int = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +150,12 @@ _RANGES = {
     "reconnect_timeout": _Range(10, 30 * 86_400),
     "once_memory": _Range(64 * 1024, 4 * 1024**3),
     "c_tcp_rd_buf_size": _Range(1024, 16 * 1024**2),
+    "key_window": _Range(5, 3600),
+    "outbox_memory": _Range(64 * 1024, 1024**3),
 }
 NAMES = tuple(field.name for field in fields(Settings))
+#: Names of things whose values are not shown, even where there is no such setting.
+_SECRET = re.compile(r"key|secret|passw", re.IGNORECASE)
 _TOKEN = re.compile(r"[A-Za-z0-9._~!$&'()*+,=-]+")
 _URI_HELP = "a SIP URI such as sip:10.0.0.20:5060 or sip:10.0.0.20:5060;transport=tcp"
 _SOCKET = re.compile(r"(udp|tcp|tls|sctp):(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):([0-9]{1,5})", re.I)
@@ -141,7 +167,8 @@ def check(given: Mapping[str, object]) -> Settings:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, 1)
             hint = f"did you mean {near[0]}?" if near else "there are " + ", ".join(NAMES)
-            raise SettingError(name, given[name], f"left out: there is no such setting; {hint}")
+            shown = Hidden() if _SECRET.search(name) or near == ["keys"] else given[name]
+            raise SettingError(name, shown, f"left out: there is no such setting; {hint}")
     values: dict[str, object] = {k: v for k, v in given.items() if v is not None}
     address = _uri("server_address", values.pop("server_address", None))
     socket = values.pop("server_socket", None)
@@ -152,7 +179,11 @@ def check(given: Mapping[str, object]) -> Settings:
     )
     values["notification_address"] = tuple(
         _uri("notification_address", item)
-        for item in _items(values.pop("notification_address", ()))
+        for item in _items(
+            "notification_address",
+            values.pop("notification_address", ()),
+            f"a list of SIP URIs; each {_URI_HELP}",
+        )
     )
     for name, limits in _RANGES.items():
         if name in values:
@@ -163,7 +194,12 @@ def check(given: Mapping[str, object]) -> Settings:
     callback = values.get("event_callback", "")
     if not isinstance(callback, str) or (callback and not callback.isidentifier()):
         raise SettingError("event_callback", callback, "the name of a method of the KEMI handler")
-    return Settings(server_address=address, **values)  # type: ignore[arg-type]
+    for name in ("allowed_networks", "unsigned_networks"):
+        values[name] = _networks(name, values.get(name, ()))
+    values["keys"] = _keys(values.get("keys", ()))
+    settings = Settings(server_address=address, **values)  # type: ignore[arg-type]
+    _check_allowed(settings, given.get("allowed_networks"))
+    return settings
 
 
 def from_defs(get: Callable[[str], object]) -> dict[str, object]:
@@ -183,12 +219,56 @@ def unquoted(text: Any) -> Any:
     return text
 
 
-def _items(value: object) -> Iterable[object]:
+def _items(name: str, value: object, right: str) -> Iterable[object]:
     if isinstance(value, str):
         return [item for item in re.split(r"[,\s]+", value) if item]
-    if isinstance(value, Iterable):
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
         return value
-    raise SettingError("notification_address", value, f"a list of SIP URIs; each {_URI_HELP}")
+    raise SettingError(name, Hidden() if name == "keys" else value, right)
+
+
+def _networks(name: str, value: object) -> tuple[Network, ...]:
+    right = (
+        "a list of networks such as 10.1.0.0/16,192.0.2.7,2001:db8::/32, with no bits set behind "
+        "the prefix"
+    )
+    networks = []
+    for item in _items(name, value, right):
+        try:
+            networks.append(parse_network(str(item)))
+        except ValueError:
+            raise SettingError(name, item, right) from None
+    return tuple(networks)
+
+
+def _check_allowed(settings: Settings, given: object) -> None:
+    """A notification address whose requests would be refused is a mistake."""
+    for uri in settings.notification_address:
+        if (
+            settings.allowed_networks
+            and is_address(uri.host)
+            and not contains(settings.allowed_networks, uri.host)
+        ):
+            raise SettingError(
+                "allowed_networks", given, f"wider: {uri.host} of notification_address is not in it"
+            )
+
+
+def _keys(value: object) -> tuple[Key, ...]:
+    """No error shows any part of an entry: what stands for an id may be a secret."""
+    right = (
+        'a list such as "k1:secret,k2:other-secret": each an id (letters, digits, . _ -, at most '
+        "32), a colon and a secret without spaces and commas"
+    )
+    keys: list[Key] = []
+    for number, item in enumerate(_items("keys", value, right), 1):
+        key_id, _, secret = item.partition(":") if isinstance(item, str) else ("", "", "")
+        if not KEY_ID.fullmatch(key_id) or not secret or re.search(r"[,\s]", secret):
+            raise SettingError("keys", Hidden(), f"{right}; entry {number} is none")
+        if any(key.id == key_id for key in keys):
+            raise SettingError("keys", Hidden(), f"{right}; entry {number} has the id of another")
+        keys.append(Key(key_id, secret.encode("utf-8", "surrogatepass")))
+    return tuple(keys)
 
 
 def _uri(name: str, value: object) -> SipUri:

@@ -6,6 +6,8 @@ nothing is guessed.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 import re
 from collections.abc import Iterable
@@ -286,6 +288,32 @@ def leave_status(agent: Agent | None) -> str:
     return "timeout"
 
 
+#: Ends the Content-Type of a body that travels as base64: texts without a transaction cannot hold
+#: NUL, nor bytes that are not UTF-8.  Between Python nodes only.
+ENCODED = ";kemi_dmq=base64"
+
+
+def encode_body(body: str | bytes) -> tuple[str, bool]:
+    """A body as text that can travel, and whether it had to be encoded."""
+    try:
+        text = body if isinstance(body, str) else body.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" not in text:
+        return text, False
+    raw = body.encode() if isinstance(body, str) else body
+    return base64.b64encode(raw).decode(), True
+
+
+def decode_body(content_type: str, body: str | bytes | None) -> tuple[str, bytes | None]:
+    """The Content-Type and body that were sent, of a Content-Type that ends with ENCODED; None
+    for a body that is not base64."""
+    try:
+        return content_type.removesuffix(ENCODED), base64.b64decode(body or "", validate=True)
+    except (binascii.Error, ValueError):
+        return content_type, None
+
+
 @dataclass(frozen=True, slots=True)
 class Via:
     """The part of a request that says who sends it: the listening socket and the From URI."""
@@ -307,8 +335,10 @@ def build_request(
     max_forwards: int,
     user_agent: str,
     content_type: str = "text/plain",
+    headers: str = "",
 ) -> str:
-    """A whole KDMQ request, for a host that sends text (RFC 3261, 8.1.1)."""
+    """A whole KDMQ request, for a host that sends text (RFC 3261, 8.1.1).  headers: further
+    header lines."""
     typed = f"Content-Type: {content_type}\r\n" if body else ""
     return (
         f"{METHOD} {to_uri} SIP/2.0\r\n"
@@ -321,6 +351,7 @@ def build_request(
         f"{SUPPORTED}"
         f"User-Agent: {user_agent}\r\n"
         f"{typed}"
+        f"{headers}"
         f"Content-Length: {len(body.encode())}\r\n"
         "\r\n"
         f"{body}"

@@ -17,6 +17,7 @@ from typing import Any
 
 import KSR
 
+from ..trust import Parts
 from ..wire import METHOD, SUPPORTED, SipUri, Via
 
 _LOG = {"err": KSR.err, "warn": KSR.warn, "info": KSR.info, "crit": KSR.crit}
@@ -42,11 +43,13 @@ class KamailioHost:
         kx: Any = KSR.kx
         self.ruri_user: Callable[[], str | None] = kx.get_ruser
         self.from_uri: Callable[[], str | None] = kx.get_furi
+        self.source_ip: Callable[[], str | None] = kx.get_srcip
         self.call_id: Callable[[], str | None] = kx.get_callid
         self.any_call: Callable[[], object] = KSR.is_KDMQ  # of no effect
         self.drop: Callable[[], None] = KSR.set_drop
         self._body = kx.get_body
-        self._ip = kx.get_srcip
+        self._method = kx.get_method
+        self._original_uri = kx.get_ouri
         self._port = kx.get_srcport
         self._transport = kx.get_proto
         self._came_to = kx.get_rcvaddr_sock
@@ -83,7 +86,7 @@ class KamailioHost:
         # Call-ID guards against senders whose branches repeat.
         return (self._header("Via"), self.call_id())
 
-    def request(self) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
+    def request(self, source_ip: str) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
         try:
             from_uri = self.from_uri() or ""
         except UnicodeDecodeError:
@@ -93,9 +96,28 @@ class KamailioHost:
             from_uri,
             self.body(),
             self.header("Content-Type"),
-            self.source(),
+            (source_ip, int(self._port() or 0)),
             _HOPS[hops] if hops in _HOPS else self.max_forwards(),
         )
+
+    def signed_parts(self) -> Parts | None:
+        try:
+            parts = (self._method(), self._original_uri(), self.from_uri(), self.ruri_user())
+        except UnicodeDecodeError:
+            return None
+        body = self.body()
+        method, ruri, from_uri, peer = (self._text(part) for part in parts)
+        # The one is the first header of that name; the other is what C modules see, the first one
+        # in whatever form.
+        content_type = self.header("Content-Type")
+        if body is None or content_type != self.content_type():
+            return None
+        raw = body.encode() if isinstance(body, str) else body
+        # Over UDP the body is the rest of the datagram, for C modules what Content-Length says.
+        length = self._pv("$cl")
+        if length is not None and length != len(raw):
+            return None
+        return Parts(method, ruri, from_uri, peer, content_type, raw)
 
     def body(self) -> str | bytes | None:
         try:
@@ -112,7 +134,7 @@ class KamailioHost:
         return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0
 
     def source(self) -> tuple[str, int]:
-        return (self._text(self._ip()), int(self._port() or 0))
+        return (self._text(self.source_ip()), int(self._port() or 0))
 
     def header(self, name: str) -> str:
         try:
@@ -137,8 +159,10 @@ class KamailioHost:
         # Over TCP and TLS Kamailio finds the connection by the other side's address and port.
         return self._sendx(f"sip:{place};transport={transport}", sock, text) >= 0
 
-    def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool:
-        self._append(SUPPORTED)
+    def reply(
+        self, code: int, reason: str, body: str = "", content_type: str = "", headers: str = ""
+    ) -> bool:
+        self._append(SUPPORTED + headers if headers else SUPPORTED)
         if body and KSR.textops.set_reply_body(body, content_type) < 0:
             return False
         return self._reply(code, reason) >= 0
@@ -231,15 +255,22 @@ class KamailioHost:
         # process dies of the answer where it listens on UDP only.
         return bool(sock) and KSR.corex.sendx(str(to.with_user("")), sock, text) >= 0
 
-    def replicate(self, uris: list[str]) -> bool:
+    def replicate(self, places: list[SipUri]) -> bool:
         ruri = str(KSR.pv.get("$ru"))
-        for number, uri in enumerate(uris):
-            if number and KSR.corex.append_branch_uri(ruri) < 0:
-                return False
-            KSR.corex.set_send_socket(self.socket(self._via.transport))
-            if KSR.tm.t_replicate(uri) < 0:
-                return False
-        return True
+        number, all_done = 0, True
+        for place in places:
+            sock = self.socket(place.transport)
+            if not sock or (number and KSR.corex.append_branch_uri(ruri) < 0):
+                all_done = False
+                continue
+            number += 1
+            KSR.corex.set_send_socket(sock)
+            if KSR.tm.t_replicate(str(place)) < 0:
+                all_done = False
+        return all_done
+
+    def is_myself(self, uri: str) -> bool:
+        return bool(KSR.is_myself(uri))
 
     def event(self) -> tuple[str, int, bool]:
         code = int(self._pv("$uac_req(evcode)") or 0)

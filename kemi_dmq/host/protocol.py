@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ..trust import Parts
 from ..wire import SipUri, Via
 
 
@@ -15,9 +16,16 @@ class Host(Protocol):
     def identity(self) -> object:
         """What a retransmission has in common with the request and no other request has."""
 
-    def request(self) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
+    def request(self, source_ip: str) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
         """From URI ("" if there is none that can be read), body(), Content-Type, source() and
-        max_forwards() in one call."""
+        max_forwards() in one call; source_ip is what source_ip() has given."""
+
+    def signed_parts(self) -> Parts | None:
+        """What a signature covers; None where it cannot be read, or headers contradict each other
+        or the body, so that somebody could read another message than was signed."""
+
+    def is_myself(self, uri: str) -> bool:
+        """Whether the host takes a URI to name itself."""
 
     def body(self) -> str | bytes | None:
         """The body; bytes where it is not UTF-8, None where it cannot be read at all."""
@@ -25,6 +33,7 @@ class Host(Protocol):
     def content_type(self) -> str: ...
     def max_forwards(self) -> int: ...
     def source(self) -> tuple[str, int]: ...
+    def source_ip(self) -> str | None: ...
     def header(self, name: str) -> str: ...
     def headers(self) -> str | None:
         """All headers as they came; None where they are not UTF-8 without NUL."""
@@ -32,7 +41,11 @@ class Host(Protocol):
     def way_back(self) -> tuple[str, str]:
         """The request's transport, and the socket that it came to, as ``udp:ip:port``."""
 
-    def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool: ...
+    def reply(
+        self, code: int, reason: str, body: str = "", content_type: str = "", headers: str = ""
+    ) -> bool:
+        """headers: further header lines."""
+
     def send_reply(self, way_back: tuple[str, str], to: tuple[str, int], text: str) -> bool:
         """Send a whole reply, from any process; over TCP and TLS on the request's connection."""
 
@@ -56,8 +69,9 @@ class Host(Protocol):
     def send_text(self, to: SipUri, text: str) -> bool:
         """Send a whole request without a transaction."""
 
-    def replicate(self, uris: list[str]) -> bool:
-        """Send the request being handled to each of uris, within its own transaction."""
+    def replicate(self, places: list[SipUri]) -> bool:
+        """Send the request being handled to each of places, within its own transaction; False if
+        one of them is not sent to."""
 
     def event(self) -> tuple[str, int, bool]:
         """Of an outcome: event_param, code, and whether it is a timeout."""

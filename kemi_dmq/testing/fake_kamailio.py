@@ -293,6 +293,11 @@ class FakeKamailio:
             return self._header("content-type")
         if name == "ci":
             return self._header("call-id")
+        if name == "ou":
+            return _bytes(message.ruri) if isinstance(message, Request) else None
+        if name == "cl":
+            length = self._header("content-length")
+            return len(message.body) if message and length is None else int(length or 0)
         if name not in ("rb", "fu", "rm", "si", "sp"):
             self._no()
         if message is None:

@@ -89,6 +89,14 @@ class _Kx(_Module):
         return _xval(self._kamailio._pv("fu", None))
 
     @_kemi
+    def get_method(self) -> Xval:
+        return _xval(self._kamailio._pv("rm", None))
+
+    @_kemi
+    def get_ouri(self) -> Xval:
+        return _xval(self._kamailio._pv("ou", None))
+
+    @_kemi
     def get_callid(self) -> Xval:
         return _xval(self._kamailio._header("call-id"))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from ..once import KEEP_SECONDS, Answer, Verdict
 from ..transaction import T1, T2
-from ..wire import SUPPORTED, SipUri, Via, parse_uri
+from ..trust import Parts
+from ..wire import METHOD, SUPPORTED, SipUri, Via, parse_uri
 from .network import Key
 from .sip_text import SipText, build_reply, build_request
 
@@ -60,7 +62,19 @@ class SimulatedHost:
                 return raw
         return body
 
-    def request(self) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
+    def source_ip(self) -> str | None:
+        return self._source[0]
+
+    def is_myself(self, uri: str) -> bool:
+        return False
+
+    def signed_parts(self) -> Parts | None:
+        message = self.message
+        body = message.body.encode(errors="surrogateescape")
+        user = self.ruri_user() or ""
+        return Parts(METHOD, message.uri, message.from_uri, user, self.content_type(), body)
+
+    def request(self, source_ip: str) -> tuple[str, str | bytes | None, str, tuple[str, int], int]:
         return (
             self.from_uri() or "",
             self.body(),
@@ -87,8 +101,10 @@ class SimulatedHost:
     def way_back(self) -> tuple[str, str]:
         raise NotImplementedError("simulated nodes have no workers")
 
-    def reply(self, code: int, reason: str, body: str = "", content_type: str = "") -> bool:
-        more = f"{SUPPORTED}Server: kamailio ({_VERSION})\r\n"
+    def reply(
+        self, code: int, reason: str, body: str = "", content_type: str = "", headers: str = ""
+    ) -> bool:
+        more = f"{SUPPORTED}{headers}Server: kamailio ({_VERSION})\r\n"
         text = build_reply(self.message, code, reason, body, content_type, more)
         self._node.send(SipUri(*self._source), text)
         return True
@@ -152,7 +168,7 @@ class SimulatedHost:
         self._node.send(to, text)
         return True
 
-    def replicate(self, uris: list[str]) -> bool:
+    def replicate(self, places: list[SipUri]) -> bool:
         raise NotImplementedError("t_replicate is not simulated")
 
     def event(self) -> tuple[str, int, bool]:
@@ -178,14 +194,49 @@ class SimulatedShared:
 
     def __init__(self, node: SimulatedPythonNode) -> None:
         self.counters = node.counters
-        self.snapshot = self.engine_inbox = node
+        self.snapshot = self.engine_inbox = self.posts = node
+        self.full_nodes = _FullNodes(node)
         self.callbacks_inbox = _CallbacksInbox(node)
         self.once = _Once(node)
         self.cells = _Cells()
         self.names = _Names()
         self.words = _Words()
+        self.named = _Named()
+        self.nonces = _Nonces()
+        rng = random.Random(f"secrets of {node.uri}")
+        self.secret = rng.randbytes(32)
+        self.token = lambda: rng.randbytes(12).hex()
+        self.wall = node.wall
         self.processes = _Processes()
         self.workers = None
+
+
+class _FullNodes:
+    def __init__(self, node: SimulatedPythonNode) -> None:
+        self._node = node
+
+    @property
+    def version(self) -> int:
+        return self._node.full_nodes[0]
+
+    def read(self) -> tuple[int, Any]:
+        return self._node.full_nodes
+
+
+class _Nonces:
+    """NonceTable without a bound."""
+
+    def __init__(self) -> None:
+        self._seen: set[object] = set()
+
+    def add(self, nonce: object, signed: int, now: int, window: int) -> bool:
+        new = nonce not in self._seen
+        self._seen.add(nonce)
+        return new
+
+
+class _Named:
+    version = 0
 
 
 class SimulatedCounters(Counter[str]):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from kemi_dmq.commands import Commands
 from kemi_dmq.engine import Engine, command_event
+from kemi_dmq.gate import Gate
+from kemi_dmq.outbox import Ended
 from kemi_dmq.settings import check
+from kemi_dmq.shared import Shared
 from kemi_dmq.wire import SipUri
 
 from .conftest import LOCAL, Bed, Handler, node
@@ -115,13 +119,21 @@ class Nowhere:
     def callback(self, event: tuple[Any, ...]) -> None:
         pass
 
+    def outcome(self, ended: Ended) -> bool:
+        return True
+
+    def full(self, nodes: frozenset[tuple[str, int]]) -> None:
+        pass
+
     def resolve(self, host: str, srv: str) -> None:
         pass
 
 
 def test_the_engine_carries_commands_out() -> None:
     outside = Nowhere()
-    engine = Engine(check({"server_address": LOCAL}), outside, random.Random(1), "test")
+    settings = check({"server_address": LOCAL})
+    gate = Gate(settings, cast(Shared, SimpleNamespace(secret=b"")))
+    engine = Engine(settings, outside, random.Random(1), "test", gate)
     engine.start(0.0)
     uri = "sip:10.0.0.3:5060;transport=tcp"
 

@@ -243,6 +243,19 @@ def test_a_lost_ping_disables_and_the_next_removes_as_in_c() -> None:
     assert first + 5 <= silence.now < first + 15, "one failure counts in a ping_interval"
 
 
+def test_pings_without_answer_are_counted_and_shown() -> None:
+    membership = make(fail_count_enabled=1, fail_count_threshold_not_active=9)
+    silence = Silence(membership, 0.0, of(Notify, hello(membership, A)))
+
+    def count() -> int:
+        return membership.nodes()[1].fail_count
+
+    for failed in (1, 2):
+        assert of(Publish, silence.fail()) and count() == failed
+    assert of(Publish, hello(membership, A, silence.now)) and count() == 0
+    assert not of(Publish, hello(membership, A, silence.now))
+
+
 def test_with_remove_inactive_0_it_stays_as_not_active() -> None:
     membership = make(remove_inactive=0)
     silence = silent(membership)

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kemi_dmq.settings import NAMES, SettingError, Settings, check, from_defs
+from kemi_dmq.trust import Key
 from kemi_dmq.wire import SipUri, Via
 
 ADDRESS = "sip:10.0.0.20:5060"
@@ -62,6 +63,15 @@ C_DEFAULTS = {
         ({"once_memory": 10}, "once_memory", "65536"),
         ({"ping_intervall": 5}, "ping_intervall", "did you mean ping_interval?"),
         ({"xyz": 5}, "xyz", "there are server_address"),
+        ({"allowed_networks": "10.0.0.1/8"}, "allowed_networks", "no bits set behind the prefix"),
+        ({"allowed_networks": "10.0.0.0/8 bus"}, "allowed_networks", "'bus'"),
+        ({"unsigned_networks": 5}, "unsigned_networks", "a list of networks"),
+        ({"key_window": 1}, "key_window", "a number from 5 to 3600"),
+        (
+            {"allowed_networks": "10.0.0.0/8", "notification_address": "sip:192.0.2.1"},
+            "allowed_networks",
+            "wider: 192.0.2.1",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_right(
@@ -127,3 +137,46 @@ def test_whatever_is_given_is_taken_or_refused_with_one_line(given_: dict[str, o
     except SettingError as error:
         assert error.name in NAMES
         assert len(str(error).splitlines()) == 1
+
+
+def test_networks_and_keys_come_in_one_text_or_as_a_list() -> None:
+    for networks in ("10.0.0.0/8,::1", "10.0.0.0/8, ::1", ["10.0.0.0/8", "::1"]):
+        settings = check({"server_address": ADDRESS, "allowed_networks": networks})
+        assert [str(n) for n in settings.allowed_networks] == ["10.0.0.0/8", "::1/128"]
+    for keys in ("a:hunter:1,b:hunter", "a:hunter:1\nb:hunter\n", ["a:hunter:1", "b:hunter"]):
+        settings = check({"server_address": ADDRESS, "keys": keys})
+        assert settings.keys == (Key("a", b"hunter:1"), Key("b", b"hunter"))
+        assert "hunter" not in repr(settings) and "hunter" not in str(settings)
+    assert check({"server_address": ADDRESS, "keys": ""}).keys == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("hunter2", "entry 1 is none"),
+        ("a:hunter2,hunter3", "entry 2 is none"),
+        ("a:hunter2,:hunter3", "entry 2 is none"),
+        ("a:hunter2,hunter3:", "entry 2 is none"),
+        ("a:hunter2,a:hunter3", "entry 2 has the id of another"),
+        ("hun/ter2:a", "entry 1 is none"),
+        (["a:hunter2 hunter3"], "entry 1 is none"),
+        ([b"a:hunter2"], "entry 1 is none"),
+        (b"a:hunter2", "an id"),
+        ({"hunter2": 1}, "entry 1 is none"),
+        (5, "an id"),
+    ],
+)
+def test_an_error_about_keys_does_not_show_them(keys: object, says: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        check({"server_address": ADDRESS, "keys": keys})
+    text = str(caught.value)
+    assert text.startswith("kemi_dmq: setting keys is (not shown here); it must be ")
+    assert says in text and "hunter" not in text and "\n" not in text
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("name", ["key", "keyz", "kees", "dmq_keys", "secret", "password"])
+def test_a_misspelt_name_does_not_show_a_secret_either(name: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        check({"server_address": ADDRESS, name: "a:hunter2"})
+    assert "hunter2" not in str(caught.value) and name in str(caught.value)

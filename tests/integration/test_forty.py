@@ -1,0 +1,96 @@
+"""Forty Kamailios on one machine: more than a C module's list holds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.support.kamailio import Bed, PythonNode, wait_for, whole
+
+COUNT = 40
+#: Whom it hits, none of them the notification node.
+LEAVES, DIE = 17, (5, 23, 38)
+AWAY = ("dmq:peer-down", "dmq:peer-disabled")
+
+
+def make(bed: Bed) -> list[PythonNode]:
+    nodes = []
+    for number in range(COUNT):
+        node = bed.python(
+            f"127.0.1.{number + 1}",
+            "sip:127.0.1.1:5060" if number else "",
+            children=1,
+            before="#!define DMQ_KEEP_BUFFERS",
+            defines={"once_memory": 256 * 1024},
+        )
+        node.shm_mb, node.pkg_mb = 8, 4
+        nodes.append(node)
+    return nodes
+
+
+def losses(watchers: Sequence[PythonNode], since: float) -> dict[str, dict[str, float]]:
+    """uri -> watcher -> when it was told that this one of them is away."""
+    uris = {node.uri for node in watchers}
+    found: dict[str, dict[str, float]] = {}
+    for watcher in watchers:
+        for event in watcher.events("event"):
+            is_new = event["time"] >= since and event["node"] in uris
+            if is_new and event["name"] in AWAY:
+                found.setdefault(event["node"], {}).setdefault(watcher.uri, event["time"])
+    return found
+
+
+def known_everywhere(nodes: Sequence[PythonNode], gone: PythonNode, since: float) -> float:
+    """Seconds until all others were told that a node is away; none of them was taken for it."""
+    wait_for(
+        lambda: len(losses(nodes, since).get(gone.uri, {})) == len(nodes) - 1,
+        20,
+        lambda: f"{gone.uri} is away for all: {losses(nodes, since)}",
+    )
+    found = losses(nodes, since)
+    assert list(found) == [gone.uri], "nobody else was taken for away"
+    return max(found[gone.uri].values()) - since
+
+
+@pytest.mark.timeout(300)
+def test_forty_nodes(bed: Bed) -> None:
+    nodes = make(bed)
+    began = time.time()
+    nodes[0].start()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda node: node.start(), nodes[1:]))
+    started = time.time()
+    wait_for(whole(*nodes), 10, "all list all")
+    joined = time.time()
+    print(f"started in {started - began:.1f} s, whole {joined - started:.1f} s later")
+
+    time.sleep(20)
+    assert losses(nodes, began) == {}, "nobody was taken for dead"
+    assert whole(*nodes)()
+
+    before = time.time()
+    nodes[LEAVES].stop()
+    seconds = known_everywhere(nodes, nodes[LEAVES], before)
+    print(f"a leave is known everywhere after {seconds:.2f} s")
+    assert seconds < 1
+    left = [node for node in nodes if node is not nodes[LEAVES]]
+
+    seen = []
+    for number in DIE:
+        victim = nodes[number]
+        before = time.time()
+        victim.kill()
+        seen.append(known_everywhere(left, victim, before))
+        left.remove(victim)
+    print(f"a death is known everywhere after {', '.join(f'{s:.1f}' for s in seen)} s")
+    assert statistics.median(seen) < 8
+    assert max(seen) < 10
+    wait_for(whole(*left), 5, "the living list each other")
+
+    for number in (LEAVES, *DIE):
+        nodes[number].start()
+    wait_for(whole(*nodes), 10, "all list all again")

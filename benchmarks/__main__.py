@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from . import join, keys, membership, memory, nodes, receive, send, workers
+from . import join, keys, membership, memory, nodes, ordered, receive, send, workers
 from .cpu import machine
 
 Measure = Callable[[Path, int, int], str]
@@ -24,6 +24,7 @@ MEASUREMENTS: dict[str, tuple[str, Measure, str]] = {
     "workers": (workers.TITLE, workers.measure, workers.__doc__ or ""),
     "send": (send.TITLE, send.measure, send.__doc__ or ""),
     "keys": (keys.TITLE, keys.measure, keys.__doc__ or ""),
+    "ordered": (ordered.TITLE, ordered.measure, ordered.__doc__ or ""),
     "join": (join.TITLE, join.measure, join.__doc__ or ""),
     "membership": (membership.TITLE, membership.measure, membership.__doc__ or ""),
     "memory": (memory.TITLE, memory.measure, memory.__doc__ or ""),
@@ -36,8 +37,9 @@ def head(options: argparse.Namespace) -> str:
     kamailio = version.splitlines()[0].removeprefix("version: ").strip()
     return f"""# Performance
 
-`python -m benchmarks` wrote this on {datetime.date.today()}: {options.rounds} rounds of
-{options.slice} messages for each row. Measured on {", ".join(machine())}; {kamailio},
+`make bench WRITE=docs/performance.md` wrote this on {datetime.date.today()}:
+{options.rounds} rounds of {options.slice} messages for each row. Measured on
+{", ".join(machine())}; {kamailio},
 {nodes.CHILDREN} SIP workers, memory manager {options.manager or "as Kamailio chooses it"};
 Python {platform.python_version()} runs the benchmark, Kamailio its own.
 
@@ -48,7 +50,7 @@ are medians of the ratios round by round (in brackets the quartiles), not the mi
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="may be repeated")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--slice", type=int, default=1000, help="messages per slice")

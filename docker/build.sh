@@ -12,10 +12,19 @@ elif ! docker image inspect "$base" >/dev/null 2>&1 &&
     docker/make-base.sh "$suite"
     base=kemi-dmq-base:$suite
 fi
-old=$(docker image inspect -f '{{.Id}}' "kemi-dmq:$suite" 2>/dev/null || true)
-docker build -q --network host -f docker/Dockerfile --build-arg "BASE=$base" \
-    -t "kemi-dmq:$suite" . >/dev/null
-if [ -n "$old" ] && [ "$old" != "$(docker image inspect -f '{{.Id}}' "kemi-dmq:$suite")" ]; then
-    docker rmi "$old" >/dev/null 2>&1 || true # a container may still use it
-fi
+
+build() { # image, more arguments
+    local old image=$1
+    shift
+    old=$(docker image inspect -f '{{.Id}}' "$image" 2>/dev/null || true)
+    docker build -q --network host -f docker/Dockerfile --build-arg "BASE=$base" \
+        -t "$image" "$@" . >/dev/null
+    if [ -n "$old" ] && [ "$old" != "$(docker image inspect -f '{{.Id}}' "$image")" ]; then
+        docker rmi "$old" >/dev/null 2>&1 || true # a container may still use it
+    fi
+}
+
+# Named, so that the next build finds it, and none without a name is left.
+build "kemi-dmq-package:$suite" --target package
+build "kemi-dmq:$suite"
 echo "built kemi-dmq:$suite"

@@ -2,7 +2,7 @@
 
 from .api import DmqApi
 from .dmq import DMQ, dmq_load_api
-from .message import Message, Reply, Response, ResponseCallback
+from .message import Message, Outcome, Reply, Response, ResponseCallback
 from .node import Node, Status
 from .peer import Peer
 from .settings import SettingError
@@ -14,6 +14,7 @@ __all__ = [
     "DmqApi",
     "Message",
     "Node",
+    "Outcome",
     "Peer",
     "Reply",
     "Response",

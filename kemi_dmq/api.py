@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .bus import Bus
 from .message import ResponseCallback
 from .node import Node
-from .peer import Peer, Registry
+from .peer import ChannelTakenError, Peer, Registry
+from .settings import SettingError
 from .wire import WireError
 
 
@@ -15,9 +18,12 @@ class DmqApi:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._bus: Bus | None = None
+        self._refuse: Callable[[str], None] | None = None
 
-    def _bind(self, bus: Bus) -> None:
+    def _bind(self, bus: Bus, refuse: Callable[[str], None]) -> None:
+        """refuse: of a script that is wrong; at start it does not return."""
         self._bus = bus
+        self._refuse = refuse
 
     @property
     def _ready(self) -> Bus:
@@ -32,7 +38,12 @@ class DmqApi:
         the other processes would not know it.  Registrations of the script are replaced as a
         whole when it is loaded again; those of modules that it imports stay.
         """
-        return self._registry.register(peer)
+        try:
+            return self._registry.register(peer)
+        except ChannelTakenError:
+            assert self._refuse is not None
+            self._refuse(str(channel_taken(peer.peer_id)))
+            return peer
 
     def bcast_message(
         self,
@@ -42,6 +53,8 @@ class DmqApi:
         resp_cback: ResponseCallback | None = None,
         max_forwards: int = 1,
         content_type: str = "text/plain",
+        ordered: bool = False,
+        deadline: float | None = None,
     ) -> int:
         """Send a message to peer on all active nodes except the local one and except_node.
 
@@ -49,14 +62,24 @@ class DmqApi:
         more were not accepted, with an error logged; the others got it.  resp_cback is called
         once for each node.  TypeError or ValueError for what the caller does wrong, before
         anything is sent.
+
+        ordered: each node's peer gets this Kamailio's ordered messages in the order of the calls,
+        one after the other; a node that is away gets them when it is back within deadline seconds
+        (32 unless given).  deadline alone: kept as long, but without an order.  With a deadline the
+        message goes to all nodes on the list, also to those that are not active now.  Either way
+        resp_cback hears of one outcome for each node that was accepted (see Reply.outcome), in the
+        callbacks process.
         """
-        nodes = self._ready.node_list().active
+        listed = self._ready.node_list()
+        nodes = listed.active if deadline is None else listed.others
         if except_node is not None:
             if not isinstance(except_node, Node):
                 raise TypeError(f"except_node is {except_node!r}; it must be a Node or None")
             excluded = (except_node.host, except_node.port)
             nodes = tuple(node for node in nodes if (node.host, node.port) != excluded)
-        return self._ready.send(_peer_id(peer), body, nodes, resp_cback, max_forwards, content_type)
+        return self._ready.send(
+            _peer_id(peer), body, nodes, resp_cback, max_forwards, content_type, ordered, deadline
+        )
 
     def send_message(
         self,
@@ -66,6 +89,8 @@ class DmqApi:
         resp_cback: ResponseCallback | None = None,
         max_forwards: int = 1,
         content_type: str = "text/plain",
+        ordered: bool = False,
+        deadline: float | None = None,
     ) -> int:
         """Send a message to peer on one node, whatever its status.
 
@@ -77,7 +102,14 @@ class DmqApi:
         if known is None:
             raise ValueError(f"node {node.uri} is not on the list of this bus")
         return self._ready.send(
-            _peer_id(peer), body, (known,), resp_cback, max_forwards, content_type
+            _peer_id(peer),
+            body,
+            (known,),
+            resp_cback,
+            max_forwards,
+            content_type,
+            ordered,
+            deadline,
         )
 
     def find_dmq_node_uri(self, uri: str) -> Node | None:
@@ -97,3 +129,7 @@ def _peer_id(peer: Peer) -> str:
     if not isinstance(peer, Peer):
         raise TypeError(f"peer is {peer!r}; it must be the Peer that was registered")
     return peer.peer_id
+
+
+def channel_taken(name: str) -> SettingError:
+    return SettingError("notification_channel", name, "another name than that of a peer")

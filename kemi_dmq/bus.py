@@ -7,8 +7,11 @@ _notification() -> the engine's inbox.
 
 from __future__ import annotations
 
+import math
 import re
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +22,7 @@ from .engine import (
     answer_event,
     ask_event,
     call_id_prefix,
+    is_letter,
     notification_event,
     pack_nodes,
 )
@@ -28,6 +32,7 @@ from .host.protocol import Host
 from .message import (
     OK,
     Message,
+    Outcome,
     Reply,
     Response,
     ResponseCallback,
@@ -37,8 +42,9 @@ from .message import (
     pack_param,
     unpack_param,
 )
-from .node import Node, Status
+from .node import Node, Status, place
 from .once import PLAIN_OK, Answer, Verdict
+from .outbox import DEADLINE, MAX_DEADLINE, Answered, Post, post_event, reply_event
 from .peer import Peer, RawPeer, Registry
 from .reply import RequestHead
 from .settings import Settings
@@ -54,6 +60,9 @@ MARK_CELL = "dmq1#"
 MAX_EVENT_PARAM = 127  # Kamailio's $uac_req(evparam)
 MAX_UDP = 32766  # 6.0 and later drop larger messages
 MAX_BODY = 32767  # Kamailio's $uac_req(body)
+# An event has at most 64 KB on its way to another process:
+NODES_A_POST = 256
+MAX_ANSWER = 48_000
 HEADERS = 700  # what headers need at most, apart from the URIs and the content type
 _NEW = Verdict.NEW
 _CONTENT_TYPE = re.compile(r"[ -~]{0,250}")
@@ -68,15 +77,19 @@ TOLD_AGAIN = 60
 class NodeList:
     """What this process knows of the published list, read again when its version moves."""
 
-    def __init__(self, version: int, published: Published) -> None:
+    def __init__(self, version: int, published: Published, local_address: str = "") -> None:
         self.version = version
+        self._local_address = local_address
         self._published = published
         self.by_from: dict[str, Node | None] = {}
         self._to_uris: dict[tuple[str, str], SipUri] = {}
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        return self._published.nodes
+        return tuple(
+            replace(node, address=self._local_address) if node.local and not node.address else node
+            for node in self._published.nodes
+        )
 
     @cached_property
     def others(self) -> tuple[Node, ...]:
@@ -142,7 +155,16 @@ class NodeList:
 class Bus:
     """One for each process; what processes share is in ``shared``."""
 
-    def __init__(self, settings: Settings, shared: Shared, host: Host, registry: Registry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        shared: Shared,
+        host: Host,
+        registry: Registry,
+        clock: Callable[[], float] = time.monotonic,
+        local_address: str = "",
+    ) -> None:
+        self._clock = clock
         self.settings = settings
         self.shared = shared
         self.host = host
@@ -152,8 +174,16 @@ class Bus:
         self._claim = shared.once.claim
         self._finish = shared.once.finish
         address = settings.server_address
+        self._address = local_address
         local = Node(
-            str(address), address.host, address.port, address.transport, Status.ACTIVE, True, True
+            str(address),
+            address.host,
+            address.port,
+            address.transport,
+            Status.ACTIVE,
+            True,
+            True,
+            local_address,
         )
         alone = Bodies(*[wire.build_body([address])] * 3)
         self._list = NodeList(0, Published(pack_nodes([local], alone)))
@@ -162,6 +192,7 @@ class Bus:
         self._functions: dict[str, ResponseFunction] = {}
         self._from_uris: dict[str, SipUri] = {}  # by peer, of which there are few
         self._send_count = 0
+        self._full: tuple[int, frozenset[tuple[str, int]]] = (0, frozenset())
         self._logged_at = float("-inf")
         self._unlogged = 0
         self._workers = shared.workers
@@ -179,7 +210,8 @@ class Bus:
         if self.shared.snapshot.version != self._list.version:
             version, value = self.shared.snapshot.read()
             if value is not None:
-                self._list = NodeList(version, self.published(value))
+                # The engine does not know where the local node is if that goes by a name.
+                self._list = NodeList(version, self.published(value), self._address)
         return self._list
 
     def find_node(self, uri: str) -> Node | None:
@@ -282,6 +314,8 @@ class Bus:
             except WireError:
                 answer = self._bad(400, "Bad From")
             else:
+                if content_type.endswith(wire.ENCODED):
+                    content_type, body = wire.decode_body(content_type, body)
                 if body is None:
                     answer = self._bad(413, "Body Cannot Be Read")
                 elif body and not content_type:
@@ -567,8 +601,11 @@ class Bus:
         resp_cback: ResponseCallback | None,
         max_forwards: int,
         content_type: str,
+        ordered: bool = False,
+        deadline: float | None = None,
     ) -> int:
-        """Send a message to each of nodes: 0, or -1 if one of them was not accepted.
+        """Send a message to each of nodes: 0, or -1 if one of them was not accepted.  Ordered or
+        with a deadline it goes to the outbox in the engine.
 
         All arguments are checked before anything is sent.
         """
@@ -592,12 +629,34 @@ class Bus:
             size = len(body.encode()) if isinstance(body, str) else len(body)
         except UnicodeEncodeError:
             raise ValueError("body has lone surrogates; send such data as bytes") from None
+        text, encoded = body, False
+        if ordered or deadline is not None:
+            seconds = _deadline(deadline)
+            text, encoded = wire.encode_body(body)
         for node in nodes:
             limit = self.max_body(node, peer_id, content_type)
+            if encoded:
+                limit = limit // 4 * 3 - len(wire.ENCODED)
             if size > limit:
                 raise ValueError(
                     f"body has {size} bytes; at most {limit} reach {node.uri} over {node.transport}"
                 )
+        if ordered or deadline is not None:
+            return self._post(
+                nodes,
+                seconds,
+                Post(
+                    peer_id,
+                    str(text),
+                    encoded,
+                    content_type,
+                    max_forwards,
+                    bool(ordered),
+                    0.0,
+                    f"{reference}|{param}" if reference else "",
+                    (),
+                ),
+            )
         common = headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
         if body:
             common = headers = f"{common}Content-Type: {content_type}\r\n"
@@ -636,6 +695,34 @@ class Bus:
         from_uri = str(self.from_uri(peer_id))
         kind = content_type if body else ""
         return self.gate.sign(Parts(METHOD, str(to), from_uri, peer_id, kind, raw))
+
+    def _post(self, nodes: tuple[Node, ...], seconds: float, post: Post) -> int:
+        """Hand a message over to the outbox; what is still missing in post is filled in."""
+        if self.shared.full_nodes.version != self._full[0]:
+            version, keys = self.shared.full_nodes.read()
+            self._full = (version, frozenset(keys or ()))
+        full = self._full[1]
+        taken, refused = [], []
+        for node in nodes:
+            if (node.host, node.port) in full:
+                refused.append(f"as much as outbox_memory allows waits for {node.uri}")
+            elif post.encoded and not node.python:
+                refused.append(f"{node.uri} does not run kemi_dmq: only text can be kept for it")
+            else:
+                taken.append(node.uri)
+        for start in range(0, len(taken), NODES_A_POST):
+            uris = tuple(taken[start : start + NODES_A_POST])
+            now = self._clock()
+            event = post_event(now, post._replace(expires=now + seconds, uris=uris))
+            if self.shared.posts.put(event):
+                self._count("outbox_posted", len(uris))
+            else:
+                refused += ["too many messages are on their way to the engine"] * len(uris)
+        if not refused:
+            return 0
+        self._count("outbox_refused", len(refused))
+        self.log_some(f"kemi_dmq: a message to {post.peer_id} was not taken: {refused[-1]}")
+        return -1
 
     def from_uri(self, peer_id: str) -> SipUri:
         """What names this node in a message of a peer."""
@@ -702,8 +789,10 @@ class Bus:
             return False
         if not call_id or not call_id.startswith(self._prefix):
             return False
-        code, _ = host.reply_status()
-        if code >= 200:
+        code, reason = host.reply_status()
+        if code >= 200 and is_letter(call_id, self._prefix):
+            self._take_reply(call_id, code, reason)
+        elif code >= 200:
             wrong = self.gate.check_answer(host, call_id[len(self._prefix) :], code)
             if wrong:
                 self._refuse_answer(code, wrong)
@@ -737,6 +826,17 @@ class Bus:
             f"kemi_dmq: an answer {code} from {source} does not count: {wrong}{hint}",
         )
 
+    def _take_reply(self, call_id: str, code: int, reason: str) -> None:
+        """The answer to a message of the outbox."""
+        host = self.host
+        body = host.body() or ""
+        if len(body if isinstance(body, bytes) else body.encode()) > MAX_ANSWER:
+            self.log_some(f"kemi_dmq: the body of a reply to {call_id} is left out: too large")
+            body = ""
+        answer = Answered(code, reason, body, host.content_type() if body else "")
+        if not self.shared.engine_inbox.put(reply_event(call_id, answer)):
+            self._inbox_full("engine")  # it is sent again, and answered again
+
     def on_outcome(self) -> bool:
         """The outcome of a request that was sent is being handled: True if it was ours."""
         host = self.host
@@ -758,6 +858,15 @@ class Bus:
             event_param, Reply(code, host.reply_status()[1], body, content_type, timed_out=False)
         )
         return True
+
+    def run_outcome(self, event: tuple[Any, ...]) -> None:
+        """In the callbacks process: tell what became of a message from the outbox."""
+        _, whose, name, code, reason, body, content_type = event
+        outcome = Outcome(name)
+        answered = outcome is Outcome.ANSWERED
+        self._count("replies" if answered else "timeouts")
+        reply = Reply(code, reason, body, content_type, timed_out=not answered, outcome=outcome)
+        self.run_response(MARK + whose, reply)
 
     def run_response(self, event_param: str, reply: Reply) -> None:
         """Call a response callback; what it raises is logged."""
@@ -820,10 +929,14 @@ def _for_agent(code: int, agent: wire.Agent) -> int:
     return 480 if code == 408 else 202
 
 
-def place(node: Node) -> SipUri:
-    """Where a node is, with its address for its name."""
-    host = f"[{node.address}]" if ":" in node.address else node.address
-    return SipUri(host or node.host, node.port, node.transport)
+def _deadline(deadline: float | None) -> float:
+    if deadline is None:
+        return DEADLINE
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)):
+        raise TypeError(f"deadline is {deadline!r}; it must be a number of seconds, or None")
+    if not math.isfinite(deadline) or not 0 < deadline <= MAX_DEADLINE:
+        raise ValueError(f"deadline is {deadline!r}; it must be above 0 and at most {MAX_DEADLINE}")
+    return float(deadline)
 
 
 def _is_text(body: str | bytes) -> bool:

@@ -20,6 +20,8 @@ def run_callback(
     kind = event[0]
     if kind == "timeout":
         bus.run_response(event[1], Reply(408, "Request Timeout", "", "", timed_out=True))
+    elif kind == "outcome":
+        bus.run_outcome(event)
     elif kind == "init":
         node = unpack_node(event[1]) if event[1] else None
         for peer in bus.registry.peers():

@@ -29,7 +29,7 @@ class Commands:
 
     def methods(self) -> dict[str, Callable[..., int]]:
         """The methods of the handler that evrexec calls (under native routing, python_exec)."""
-        commands = (self.add, self.remove, self.change_status)
+        commands: tuple[Any, ...] = (self.add, self.remove, self.change_status)
         return {f"dmq:{command.__name__}": self._method(command) for command in commands}
 
     def add(self, argument: str) -> None:
@@ -49,13 +49,17 @@ class Commands:
         """URI: take a node from the list.  One that lives is back when it next speaks."""
         self._post("remove", self._listed(argument))
 
-    def change_status(self, argument: str) -> None:
-        """URI and status, until the node next speaks or answers a ping."""
+    def change_status(self, argument: str) -> bool:
+        """URI and status, until the node next speaks or answers a ping; False if it has it."""
         text, _, status = argument.strip().rpartition(" ")
         known = [status.value for status in Status]
         if status not in known:
             raise Refused(f"the status must be one of {', '.join(known)}, after the node's URI")
-        self._post("change_status", self._listed(text), status)
+        uri = self._listed(text)
+        if self._bus.node_list().by_key[uri.key].status.value == status:
+            return False
+        self._post("change_status", uri, status)
+        return True
 
     def _uri(self, text: str) -> SipUri:
         try:
@@ -77,7 +81,7 @@ class Commands:
             self._bus.shared.counters.add("inbox_full")
             raise Refused("the inbox of the engine is full")
 
-    def _method(self, command: Callable[[str], None]) -> Callable[..., int]:
+    def _method(self, command: Callable[[str], object]) -> Callable[..., int]:
         def method(msg: Any, argument: str = "") -> int:
             said = f"kemi_dmq: command dmq:{command.__name__} {argument!r}"
             try:

@@ -14,15 +14,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import settings as settings_module
-from .api import DmqApi
+from .api import DmqApi, channel_taken
 from .bus import Bus, describe
 from .commands import Commands
 from .dropin import DropIn
 from .node import Node
+from .outbox import Outbox
 from .peer import Registry
 from .settings import SettingError, Settings
 from .shared import Shared
 from .table import NodeTable
+from .wire import is_address
 
 if TYPE_CHECKING:
     from .host.kamailio import KamailioHost
@@ -56,8 +58,14 @@ class Runtime:
         self.shared = Shared(
             settings.once_memory, num_workers=settings.num_workers, signs=bool(settings.keys)
         )
-        self.bus = Bus(settings, self.shared, self.host, registry)
-        _api._bind(self.bus)
+        self.bus = Bus(
+            settings,
+            self.shared,
+            self.host,
+            registry,
+            local_address=_local_address(settings, addresses_of),
+        )
+        _api._bind(self.bus, self.refuse)
         self.drop_in = DropIn(self.bus)
         self.commands = Commands(self.bus, addresses_of)
         table = settings_module.unquoted(self.host.define("DMQ_NODES_TABLE"))
@@ -66,6 +74,7 @@ class Runtime:
         self.script_version = 0  # of this process's script
         self._engine_process: Any = None  # in the engine's process
         self._resolver: Any = None  # there, too
+        self._outbox: Outbox | None = None  # there, too
         self._load_watch: LoadWatch | None = None
         self.refused = False  # the script being loaded is not to be taken
 
@@ -189,8 +198,9 @@ class Runtime:
         try:
             if self._engine_process is None:
                 self._engine_process = EngineProcess(
-                    self.bus, self.host, self.symbols, self._resolver
+                    self.bus, self.host, self.symbols, self._resolver, self._outbox
                 )
+                self._outbox = self._engine_process.outbox  # it outlives an engine that fails
             self._engine_process.run()
         except Exception as error:
             self._engine_process = None
@@ -297,8 +307,8 @@ class DMQ:
 
     def health(self) -> dict[str, float]:
         """engine_pid (0: it never started); engine_moved: seconds since the engine last did
-        something (it does when something happens, and at least every ping_interval when there
-        are other nodes), -1 if it never did."""
+        something (it does when something happens, and every 5 s when nothing does), -1 if it
+        never did."""
         words = self._runtime.shared.words
         moved = words.get("engine_moved_ms") / 1000
         return {
@@ -348,6 +358,8 @@ def _first_start(given: dict[str, Any]) -> Runtime:
                 f"at most {started}, as many as kemi_dmq.cfg starts: #!define DMQ_NUM_WORKERS "
                 "before it is included",
             )
+        if settings.notification_channel in registry.live:  # of a module that was imported before
+            raise channel_taken(settings.notification_channel)
     except SettingError as error:
         host.log("crit", str(error))
         raise SystemExit(1) from None
@@ -362,6 +374,15 @@ def _first_start(given: dict[str, Any]) -> Runtime:
         _bind_c_modules(runtime)
     registry.open_generation()
     return runtime
+
+
+def _local_address(settings: Settings, addresses_of: Callable[[str], list[str]]) -> str:
+    """The IP address of this node, whose own name was looked up a moment ago."""
+    host = settings.server_address.host
+    if not is_address(host):
+        host = settings.server_socket.host
+        host = host if is_address(host) else next(iter(addresses_of(host)), "")
+    return host.strip("[]")
 
 
 def _bind_c_modules(runtime: Runtime) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .bus import Bus, describe
 from .message import Message
-from .node import Node
+from .node import Node, place
 from .peer import RawPeer, is_peer_id
 from .wire import WireError, is_sip_uri
 
@@ -54,15 +54,17 @@ class DropIn:
         return 1 if any(node.address == ip for node in self._bus.node_list().others) else -1
 
     def t_replicate(self) -> int:
-        """Send the request to all active nodes, unless it came from one: 0, or -1."""
+        """Send the request to all active nodes, unless it came from one: 0, or -1 (also when
+        only some got it)."""
         return self.t_replicate_mode(0)
 
     def t_replicate_mode(self, skip_loop_test: int) -> int:
         """The same; with skip_loop_test other than 0 also if it came from a node."""
         if not skip_loop_test and self.is_from_node() == 1:
             return -1
-        uris = [node.uri for node in self._bus.node_list().active]
-        return 0 if self._bus.host.replicate(uris) else -1
+        # Names were looked up by the engine; nobody here waits for the DNS.
+        places = [place(node) for node in self._bus.node_list().active]
+        return 0 if self._bus.host.replicate(places) else -1
 
     def process_custom_message(self, peer: str, from_uri: str, body: str, content_type: str) -> int:
         """Give a message to a peer of this node as if from_uri had sent it; the answer is

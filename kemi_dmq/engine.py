@@ -25,7 +25,8 @@ from .membership import (
     Tell,
     Warn,
 )
-from .node import Node, Status
+from .node import Node, Status, place
+from .outbox import Answered, Ended, Letter, Outbox, Post
 from .settings import Settings
 from .transaction import ClientTransactions
 from .trust import Parts
@@ -56,6 +57,12 @@ class Outside(Protocol):
 
     def callback(self, event: tuple[Any, ...]) -> None:
         """Hand an event to the process that runs the script's callbacks."""
+
+    def outcome(self, ended: Ended) -> bool:
+        """Tell what became of a message; False: there is no room for it now."""
+
+    def full(self, nodes: frozenset[tuple[str, int]]) -> None:
+        """Show to all processes for which nodes the outbox takes no more."""
 
     def resolve(self, host: str, srv: str) -> None:
         """Look a name up without waiting, and the SRV records of another if srv is not "": the
@@ -100,13 +107,14 @@ def pack_node(node: Node) -> tuple[Any, ...]:
         node.local,
         node.python,
         node.address,
+        node.fail_count,
     )
 
 
 @lru_cache(maxsize=4096)  # most nodes are as they were when the list changed before
 def unpack_node(value: tuple[Any, ...]) -> Node:
-    uri, host, port, transport, status, local, python, address = value
-    return Node(uri, host, port, transport, Status(status), local, python, address)
+    uri, host, port, transport, status, local, python, address, fails = value
+    return Node(uri, host, port, transport, Status(status), local, python, address, fails)
 
 
 class Engine:
@@ -120,7 +128,9 @@ class Engine:
         user_agent: str,
         gate: Gate,
         incarnation: int = 1,
+        outbox: Outbox | None = None,
     ) -> None:
+        """outbox: that of the engine before, which failed."""
         self._settings = settings
         self._outside = outside
         self._rng = rng
@@ -134,6 +144,13 @@ class Engine:
         self._resolving: list[SipUri] = []  # those of them whose name is being looked up
         self._boot = f"{rng.getrandbits(48):012x}"
         self._count = 0
+        self.outbox = outbox or Outbox(settings.outbox_memory, self._boot)
+        self._letters = f"{self.call_id_prefix}{_LETTER}{self.outbox.boot}."
+        self._nodes_changed = True  # since the outbox was told of them
+        self._full: frozenset[tuple[str, int]] | None = None  # as it was shown last
+        self._tell_again: float | None = None  # when there may be room for outcomes again
+        # Membership looks at all its nodes for it, so it is not asked for each message.
+        self._membership_due: float | None = 0.0
 
     def start(self, now: float, known: Published | None = None) -> None:
         """Begin, or go on with what an engine that has failed had published."""
@@ -146,16 +163,36 @@ class Engine:
         self._carry_out(self.membership.start(now, nodes, incarnations), now)
 
     def next_deadline(self) -> float | None:
-        times = (self._requests.next_deadline(), self.membership.next_deadline())
+        times = (
+            self._requests.next_deadline(),
+            self._membership_due,
+            self.outbox.next_deadline(),
+            self._tell_again,
+        )
         return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: float) -> None:
         for notice in self._requests.tick(now, self._outside.send):
             self._carry_out(self.membership.on_no_answer(notice, now), now)
-        self._carry_out(self.membership.tick(now), now)
+        if self._membership_due is not None and self._membership_due <= now:
+            self._carry_out(self.membership.tick(now), now)
+        if self.outbox.waiting:
+            self._show_nodes(now)
+        self.outbox.tick(now)
+        self._work_off_outbox(now)
 
     def handle(self, event: tuple[Any, ...], now: float) -> None:
         kind = event[0]
+        if kind == "post":
+            self._show_nodes(now)
+            self.outbox.post(Post(*event[2:]), now)
+            return
+        if kind == "reply":
+            _, call_id, *answer = event
+            boot, _, number = call_id.rpartition(".")
+            if f"{boot}." == self._letters and number.isdecimal() and len(number) < 20:
+                self.outbox.answered(int(number), Answered(*answer), now)
+            return
         if kind == "notification":
             _, sender, body, supported, product, max_forwards = event
             lines, _ = wire.parse_body(body)
@@ -232,6 +269,7 @@ class Engine:
         return [(notice.place, self._text(notice)[1]) for notice in self.membership.leave_notices()]
 
     def _carry_out(self, actions: list[Action], now: float) -> None:
+        self._membership_due = self.membership.next_deadline()
         for action in actions:
             if isinstance(action, Notify):
                 call_id, text = self._text(action)
@@ -239,6 +277,7 @@ class Engine:
                 self._outside.send(action.place, text)
             elif isinstance(action, Publish):
                 self._outside.publish(self.published)
+                self._nodes_changed = True
             elif isinstance(action, Tell):
                 self._outside.callback(("event", action.event, pack_node(action.node)))
             elif isinstance(action, FirstList):
@@ -248,6 +287,59 @@ class Engine:
                 self._outside.resolve(action.host, action.srv)
             elif isinstance(action, Warn):
                 self._outside.callback(("warn", action.text))
+
+    def _show_nodes(self, now: float) -> None:
+        """Tell the outbox of the nodes, when it has something for one."""
+        if self._nodes_changed:
+            self._nodes_changed = False
+            self.outbox.set_nodes(self.membership.nodes(), now)
+
+    def _work_off_outbox(self, now: float) -> None:
+        outbox = self.outbox
+        while outbox.to_send:
+            letter = outbox.to_send.popleft()
+            node = outbox.node_of(letter)
+            if node is not None:
+                self._outside.send(place(node), self._letter(letter, node))
+        self._tell_again = None
+        while outbox.ended:
+            if not self._outside.outcome(outbox.ended[0]):
+                self._tell_again = now + TELL_AGAIN
+                break
+            outbox.release(outbox.ended.popleft().letter)
+        if outbox.full != self._full:
+            self._full = outbox.full
+            self._outside.full(self._full)
+
+    def _letter(self, letter: Letter, node: Node) -> str:
+        """The request for a message; each time with the same Call-ID and branch."""
+        post = letter.post
+        unique = f"{self.outbox.boot}.{letter.number}"
+        socket = self._settings.server_socket
+        to = SipUri(node.host, node.port, node.transport, post.peer_id)
+        from_uri = self._settings.server_address.with_user(post.peer_id)
+        content_type = post.content_type + (wire.ENCODED if post.encoded else "")
+        signed = Parts(
+            METHOD,
+            str(to),
+            str(from_uri.with_transport("udp")),
+            post.peer_id,
+            content_type if post.body else "",
+            post.body.encode(),
+        )
+        return wire.build_request(
+            via=wire.Via(node.transport, socket.host, socket.port),
+            branch=f"z9hG4bK{_LETTER}{unique}",
+            call_id=f"{self._letters}{letter.number}",
+            tag=f"{letter.number:x}",
+            from_uri=from_uri,
+            to_uri=to,
+            body=post.body,
+            max_forwards=post.max_forwards,
+            user_agent=self._user_agent,
+            content_type=content_type,
+            headers=self._gate.sign(signed),
+        )
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1
@@ -284,6 +376,17 @@ class Engine:
 def call_id_prefix(settings: Settings) -> str:
     address = settings.server_address
     return f"dmq-{address.host.strip('[]')}-{address.port}-"
+
+
+#: In a Call-ID after the prefix: that of a letter.  Other requests have a hexadecimal digit there.
+_LETTER = "o"
+#: Seconds after which outcomes that found no room are told again.
+TELL_AGAIN = 0.02
+
+
+def is_letter(call_id: str, prefix: str) -> bool:
+    """Whether a Call-ID with the engine's prefix is that of a message from the outbox."""
+    return call_id.startswith(_LETTER, len(prefix))
 
 
 # Events, as they travel through the inbox ------------------------------------------------------

@@ -135,7 +135,8 @@ class _Member:
     # C nodes, nodes that are away, and those of which it is not known what they are: pings
     next_ping: float = 0.0
     last_sent: float = float("-inf")
-    waiting: bool = False  # a notification is on its way and not answered yet
+    ping: Notify | None = None  # on its way, not answered yet: what it is judged by
+    excused: bool = False  # it spoke while a ping was on its way, and has not answered since
     busy: bool = False  # it has answered 503, and has not answered otherwise since
     fails: int = 0
     counts_from: float = float("-inf")  # a failure before this time is not counted
@@ -233,7 +234,7 @@ class Membership:
 
     def next_deadline(self) -> float | None:
         """When tick() is due; None if never."""
-        times = [m.next_ping for m in self._pinged.values() if not m.waiting]
+        times = [m.next_ping for m in self._pinged.values() if m.ping is None]
         times += [c.next_ask for c in self._contacts if self._asks(c)]
         times += [m.suspicion.due() for m in self._suspects.values() if m.suspicion]
         if self._probed:
@@ -303,9 +304,9 @@ class Membership:
         self._begin(now)
         if code != 200:
             member = self._members.get(notice.to.key)
-            if code == 503 and member is not None and member.waiting and not member.busy:
+            if code == 503 and member is not None and member.ping and not member.busy:
                 # Too busy to answer, once: it is asked again before anything is concluded.
-                member.busy, member.waiting = True, False
+                member.busy, member.ping = True, None
                 member.next_ping = now + PROBE_MIN
                 return self.tick(now)
             # It lives, but its DMQ does not work: sending to it is no use.
@@ -315,7 +316,7 @@ class Membership:
         was_away = member is not None and not member.active
         if member is not None:
             self._set_agent(member, agent)
-            member.waiting = False
+            member.ping, member.excused = None, False
             if not member.python:
                 self._alive(member)
             member.next_ping = now + self._interval()
@@ -345,8 +346,8 @@ class Membership:
         if member is not None:
             if notice.asked_by is not None:
                 self._report(notice.asked_by, member, reached=False)
-            elif member.waiting and notice.judged:
-                member.waiting = False
+            elif notice is member.ping and notice.judged:
+                member.ping = None
                 if not member.probed:  # meanwhile it may have said that it is a Python node
                     self._failed(member)
         return self.tick(now)
@@ -414,7 +415,7 @@ class Membership:
         if member is not None and member.listed:
             if member.active:
                 member.away_since = now
-            member.fails = 0
+            self._set_fails(member, 0)
             member.counts_from = now
             member.next_ping = now + self._interval()
             member.state = State.ALIVE if status is Status.ACTIVE else State.DOWN
@@ -447,7 +448,7 @@ class Membership:
         for member in list(self._pinged.values()):
             if not member.listed and now - member.away_since > self._settings.reconnect_timeout:
                 self._forget(member)
-            elif member.next_ping <= now and not member.waiting:
+            elif member.next_ping <= now and member.ping is None:
                 self._ping(member)
         if self._probed:
             self._probe()
@@ -558,7 +559,12 @@ class Membership:
         elif line.status == "active":
             self._alive(member)
             if not before:
-                member.next_ping = self._now
+                member.ping, member.next_ping = None, self._now
+            elif member.ping and not member.excused:
+                # The answer may have been lost: it is asked again before anything is concluded,
+                # but once, since it may hear nothing of us.
+                member.ping, member.excused = None, True
+                member.next_ping = self._now + PROBE_MIN
         elif before:
             member.state = State.LEFT
             self._away(member, Status(line.status))
@@ -649,7 +655,7 @@ class Membership:
         return Status.DISABLED
 
     def _alive(self, member: _Member) -> None:
-        member.fails = 0
+        self._set_fails(member, 0)
         member.busy = False
         member.state = State.ALIVE
         if not member.active:
@@ -663,7 +669,7 @@ class Membership:
         if member.active:
             member.away_since = self._now
         self._set_status(member, status)
-        member.waiting = False
+        member.ping, member.excused = None, False
         member.counts_from = self._now + self._settings.ping_interval
         member.next_ping = self._now + PROBE_MIN
         self._place(member)
@@ -672,7 +678,7 @@ class Membership:
         """The C module's rules for a ping without answer (6.1)."""
         settings, now = self._settings, self._now
         if member.listed and (member.active or now >= member.counts_from):
-            member.fails += 1
+            self._set_fails(member, member.fails + 1)
             if member.status is Status.DISABLED:
                 member.listed = False
                 self._touch()
@@ -699,6 +705,11 @@ class Membership:
             member.status = status
             self._touch()
             self._actions.append(Tell(_EVENTS[status], self._member_node(member)))
+
+    def _set_fails(self, member: _Member, count: int) -> None:
+        if member.fails != count:
+            member.fails = count
+            self._touch()
 
     def _set_agent(self, member: _Member | None, agent: Agent) -> None:
         if member is None or member.agent == agent:
@@ -915,7 +926,6 @@ class Membership:
 
     def _ping(self, member: _Member, max_forwards: int = 1) -> None:
         """To a C node, to one that is away, or to one of which it is not known what it is."""
-        member.waiting = True
         member.last_sent = self._now
         member.next_ping = self._now + self._interval()
         patience = 8.0
@@ -924,9 +934,9 @@ class Membership:
         body = self.c_body()
         if member.agent is None or member.python:
             body = self._first_words(member)
-        self._actions.append(
-            Notify(member.uri, body, max_forwards, patience, address=member.address)
-        )
+        ping = Notify(member.uri, body, max_forwards, patience, address=member.address)
+        member.ping = member.ping or ping
+        self._actions.append(ping)
 
     def _tell_c_nodes(self, max_forwards: int, but: _Member | None = None) -> None:
         """Pass the list on, as the C module does; Python nodes hear it as rumours."""
@@ -1079,7 +1089,8 @@ class Membership:
         self._c_body = None
 
     def _member_node(self, member: _Member) -> Node:
-        return _node(member.uri, member.status, python=member.python, address=member.address)
+        node = _node(member.uri, member.status, python=member.python, address=member.address)
+        return replace(node, fail_count=member.fails)
 
 
 def srv_name(uri: SipUri, multi_notify: int) -> str:

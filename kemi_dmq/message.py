@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import sys
 from collections.abc import Callable
@@ -68,19 +69,39 @@ class Message(_Body):
         self.max_forwards = max_forwards
 
 
-class Reply(_Body):
-    """The final answer to a message, or its absence: then code is 408 and timed_out True."""
+class Outcome(enum.StrEnum):
+    """What became of a message to one node; exactly one of these (docs/messages.md)."""
 
-    __slots__ = ("code", "content_type", "reason", "timed_out")
+    ANSWERED = "answered"
+    TIMED_OUT = "timed_out"
+    EXPIRED = "expired"
+
+
+class Reply(_Body):
+    """The final answer to a message, or its absence: then code is 408 and timed_out True.
+
+    outcome: ``answered``: the node has answered, whatever the code.  ``timed_out``: no answer; the
+    message may have run there or not.  ``expired`` (only with a deadline or ordered): the node was
+    away until the deadline; it has not run.
+    """
+
+    __slots__ = ("code", "content_type", "outcome", "reason", "timed_out")
 
     def __init__(
-        self, code: int, reason: str, body: str | bytes, content_type: str, timed_out: bool
+        self,
+        code: int,
+        reason: str,
+        body: str | bytes,
+        content_type: str,
+        timed_out: bool,
+        outcome: Outcome | None = None,
     ) -> None:
         self.code = code
         self.reason = reason
         self._raw = body
         self.content_type = content_type
         self.timed_out = timed_out
+        self.outcome = outcome or (Outcome.TIMED_OUT if timed_out else Outcome.ANSWERED)
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from .wire import SipUri
 
 
 class Status(enum.Enum):
@@ -20,7 +22,7 @@ class Node:
 
     ``host`` is as in the URI (an IPv6 address in brackets), ``transport`` one of udp, tcp, tls
     and sctp.  ``address`` is the IP address behind host, ``python`` tells whether the node has said
-    that it runs kemi_dmq.
+    that it runs kemi_dmq.  ``fail_count``: pings that it has not answered since it last did.
     """
 
     uri: str
@@ -31,7 +33,14 @@ class Node:
     local: bool = False
     python: bool = False
     address: str = ""
+    fail_count: int = field(default=0, compare=False)
 
     @property
     def active(self) -> bool:
         return self.status is Status.ACTIVE
+
+
+def place(node: Node) -> SipUri:
+    """Where a node is, with its address for its name."""
+    host = f"[{node.address}]" if ":" in node.address else node.address
+    return SipUri(host or node.host, node.port, node.transport)

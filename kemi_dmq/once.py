@@ -5,7 +5,8 @@ first one is still running.  So the claim on a request is made in shared memory,
 is held for a few reads and writes only, before its callback runs.
 
 Writers: all SIP workers.  The table has a fixed size: buckets of four entries of which the oldest
-goes first.  Answers with a body lie in a ring beside it.
+goes first; while there is room, a request is remembered for REMEMBER seconds.  Answers with a body
+lie in a ring beside it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _BUCKET = 3 * WAYS  # words
 _READ = struct.Struct("12Q").unpack_from
 #: How long a copy can come after the first (RFC 3261, 17.2.2: timer J, 64 * T1).
 KEEP_SECONDS = 32
+#: A message with a deadline can come again as long as that: so what has no need to go stays.
+REMEMBER = 86_400
 _LOCKS = 16
 _MASK = (1 << 64) - 1
 
@@ -87,7 +90,7 @@ class OnceTable:
             found = _READ(self._map, base * 8)
             metas = found[WAYS : 2 * WAYS]
             if key in found and (way := found.index(key)) < WAYS:
-                if now - (metas[way] >> 10) <= KEEP_SECONDS:
+                if now - (metas[way] >> 10) <= REMEMBER:
                     code = metas[way] & 1023
                     if code == 0:
                         return Verdict.RUNNING, base + way, None

@@ -64,6 +64,10 @@ def is_peer_id(text: object) -> bool:
     return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
 
 
+class ChannelTakenError(ValueError):
+    """A peer has the name of the notification channel."""
+
+
 class Registry:
     """All peers of this process.  Writer and reader: this process."""
 
@@ -103,9 +107,10 @@ class Registry:
                 f"peer {peer.peer_id!r} is registered outside of loading; create DMQ() first and "
                 "register before dmq.attach()"
             )
+        if peer.peer_id == self.channel:
+            raise ChannelTakenError(f"peer_id {peer.peer_id!r} is taken by the node lists")
         ours = self._script if self._collecting is None else self._collecting
-        taken = (*self._permanent, *ours, self.channel)
-        if peer.peer_id in taken:
+        if peer.peer_id in (*self._permanent, *ours):
             raise ValueError(f"peer_id {peer.peer_id!r} is taken; each peer is registered once")
         if module is not None:
             self._permanent[peer.peer_id] = peer

@@ -76,15 +76,16 @@ class Handler:
 
     # Requests ------------------------------------------------------------------------------
 
-    def dmq_handle_message(self, msg: Any) -> int:
-        """Work off a KDMQ request and reply to it: 0, or -1 as DMQ.handle_message() says."""
+    def dmq_handle_message(self, msg: Any, rc: str = "0") -> int:
+        """Work off a KDMQ request and reply to it: rc (1: the script goes on), or -1 as
+        DMQ.handle_message() says."""
         self._clear()
-        return self._handle(0)
+        return self._handle(_return_code(rc))
 
-    def dmq_process_message(self, msg: Any) -> int:
+    def dmq_process_message(self, msg: Any, rc: str = "0") -> int:
         """The same, at once and in this SIP worker, whatever num_workers is."""
         self._clear()
-        return self._handle(0, at_once=True)
+        return self._handle(_return_code(rc), at_once=True)
 
     def dmq_is_from_node(self, msg: Any) -> int:
         """Whether the request's source address is that of a node: 1 or -1."""
@@ -100,20 +101,50 @@ class Handler:
 
     # Messages ------------------------------------------------------------------------------
 
-    def dmq_bcast_message(self, msg: Any, what: str) -> int:
+    def dmq_bcast_message(self, msg: Any, what: str = "") -> int:
         """Send $var(dmq_body) to all active nodes: 1, or -1 with an error logged.
 
         what: ``PEER``, or ``PEER CONTENT-TYPE``.  The variable is empty afterwards.
         """
         self._clear()
         peer, content_type = _words(what, 2)
+        if not peer:
+            return self._incomplete("dmq_bcast_message", "PEER", "PEER CONTENT-TYPE")
         return self._runtime.drop_in.bcast_message(peer, self._body(), content_type)
 
-    def dmq_send_message(self, msg: Any, what: str) -> int:
+    def dmq_send_message(self, msg: Any, what: str = "") -> int:
         """The same to one node: ``PEER NODE-URI``, or ``PEER NODE-URI CONTENT-TYPE``."""
         self._clear()
         peer, node, content_type = _words(what, 3)
+        if not node:
+            return self._incomplete("dmq_send_message", "PEER URI", "PEER URI CONTENT-TYPE")
         return self._runtime.drop_in.send_message(peer, node, self._body(), content_type)
+
+    def dmq_process_custom(self, msg: Any, what: str = "") -> int:
+        """Give $var(dmq_body) to a peer of this node as if another one had sent it: ``PEER
+        FROM-URI``, or ``PEER FROM-URI CONTENT-TYPE``; 1, or -1 with an error logged."""
+        call = self._runtime.drop_in.process_custom_message
+        return self._custom("dmq_process_custom", call, what)
+
+    def dmq_handle_custom(self, msg: Any, what: str = "") -> int:
+        """The same; with num_workers above 0 a worker runs the peer."""
+        call = self._runtime.drop_in.handle_custom_message
+        return self._custom("dmq_handle_custom", call, what)
+
+    def _custom(self, name: str, call: Callable[..., int], what: str) -> int:
+        self._clear()
+        peer, sender, content_type = _words(what, 3)
+        if not sender:
+            return self._incomplete(name, "PEER URI", "PEER URI CONTENT-TYPE")
+        return call(peer, sender, self._body(), content_type or "text/plain")
+
+    def _incomplete(self, name: str, *right: str) -> int:
+        self._body()  # it does not go with the next message either
+        wanted = " or ".join(f'"{words}"' for words in right)
+        self._runtime.host.log(
+            "err", f'kemi_dmq: python_exec("{name}") needs a second argument: {wanted}'
+        )
+        return -1
 
     def _body(self) -> Any:
         return self._runtime.host.take_variable("dmq_body")
@@ -139,6 +170,14 @@ class Handler:
         """Run event_route[dmq:peer-up] and its like.  Callbacks process."""
         self._runtime.host.run_event_route(name)
         return 1
+
+
+def _return_code(text: str) -> int:
+    """As dmq.so takes it: 0 ends the script, 1 and more go on."""
+    try:
+        return min(int(text), 1)
+    except ValueError:
+        return 0
 
 
 def _words(what: str, count: int) -> list[str]:

@@ -111,6 +111,9 @@ class Settings:
     key_window: int = 60
     #: With keys: networks whose nodes need not sign, since they cannot (dmq.so).
     unsigned_networks: tuple[Network, ...] = ()
+    #: Bytes of messages, ordered or with a deadline, that may wait for one node; above, the call
+    #: gives -1.  Each message counts for its body and 1,000.
+    outbox_memory: int = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ _RANGES = {
     "once_memory": _Range(64 * 1024, 4 * 1024**3),
     "c_tcp_rd_buf_size": _Range(1024, 16 * 1024**2),
     "key_window": _Range(5, 3600),
+    "outbox_memory": _Range(64 * 1024, 1024**3),
 }
 NAMES = tuple(field.name for field in fields(Settings))
 #: Names of things whose values are not shown, even where there is no such setting.

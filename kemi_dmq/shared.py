@@ -8,6 +8,7 @@ what it reads without a check: records carry a checksum, so a torn one is notice
 from __future__ import annotations
 
 import fcntl
+import heapq
 import marshal
 import mmap
 import os
@@ -45,6 +46,11 @@ _COUNTERS = (
     "replays",  # 403: signed, but seen before, or too late to be sure
     "answers_refused",  # answers to the engine from where it did not ask, or not rightly signed
     "native_errors",  # calls from C modules that failed inside kemi_dmq
+    "outbox_posted",  # messages, ordered or with a deadline, that the outbox took, for each node
+    "outbox_answered",  # of these: answered
+    "outbox_timed_out",  # of these: sent, and not answered by the deadline
+    "outbox_expired",  # of these: not sent by the deadline, since the node was away
+    "outbox_refused",  # not taken (-1): too much waits for the node, or for the engine
 )
 COUNTERS = {name: index for index, name in enumerate(_COUNTERS)}
 
@@ -206,6 +212,11 @@ class Inbox:
         self.wake()
         return head + need
 
+    def mine(self) -> int:
+        """Bytes of this process's own events that wait."""
+        mine = self._processes.mine()
+        return self._heads[mine] - self._tails[mine] if mine < MAX_PROCESSES else 0
+
     def backlog(self) -> int:
         """Bytes that wait or are worked off now, of all writers."""
         known = self._processes.known()
@@ -231,22 +242,59 @@ class Inbox:
         tails, heads = self._tails[:known].tolist(), self._heads[:known].tolist()
         for ring, (tail, head) in enumerate(zip(tails, heads, strict=True)):
             while tail < head:
-                offset = tail % self._ring
-                start = ring * self._ring + offset
-                length = int.from_bytes(self._rings[start : start + 4], "little")
-                if self._ring - offset < 4 or length == 0xFFFFFFFF:
-                    tail += self._ring - offset
-                    self._tails[ring] = tail
-                    continue
-                data = self._rings[start + 8 : start + 8 + length]
-                crc = int.from_bytes(self._rings[start + 4 : start + 8], "little")
-                if zlib.crc32(data) != crc:
-                    break  # not wholly visible yet on this processor; its wake-up comes
+                data, after = self._read(ring, tail)
+                if data is None:
+                    break
                 try:
                     yield marshal.loads(data)
                 finally:
-                    tail += length + 8
-                    self._tails[ring] = tail
+                    tail = self._tails[ring] = after
+
+    def take_in_order(self, until: float) -> Iterator[tuple[Any, ...]]:
+        """Events that bear the time.monotonic() of their put() as their second value, in the
+        order of these times, whichever processes put them.  Reader only.
+
+        until: the time, after clear_wake(), before this begins.  An event from later is left: an
+        earlier one of another process may not be seen yet.  One from before is seen, unless its
+        put() was not over yet when the later one's began.
+        """
+        known = self._processes.known()
+        heads = self._heads[:known].tolist()
+        first: list[tuple[float, int, tuple[Any, ...], int]] = []
+        for ring, head in enumerate(heads):
+            self._next(ring, head, first)
+        while first and first[0][0] <= until:
+            _, ring, event, tail = heapq.heappop(first)
+            try:
+                yield event
+            finally:
+                self._tails[ring] = tail
+            self._next(ring, heads[ring], first)
+
+    def _next(
+        self, ring: int, head: int, first: list[tuple[float, int, tuple[Any, ...], int]]
+    ) -> None:
+        """Put a ring's first event, and where the next one begins, into a heap."""
+        tail = self._tails[ring]
+        if tail < head:
+            data, tail = self._read(ring, tail)
+            if data is not None:
+                event = marshal.loads(data)
+                heapq.heappush(first, (event[1], ring, event, tail))
+
+    def _read(self, ring: int, tail: int) -> tuple[bytes | None, int]:
+        """The record at a ring's tail, and the next one's place; None if it is not wholly visible
+        yet on this processor (its wake-up comes)."""
+        offset = tail % self._ring
+        start = ring * self._ring + offset
+        length = int.from_bytes(self._rings[start : start + 4], "little")
+        if self._ring - offset < 4 or length == 0xFFFFFFFF:
+            tail += self._ring - offset
+            start = ring * self._ring
+            length = int.from_bytes(self._rings[start : start + 4], "little")
+        data = self._rings[start + 8 : start + 8 + length]
+        crc = int.from_bytes(self._rings[start + 4 : start + 8], "little")
+        return (data if zlib.crc32(data) == crc else None), tail + length + 8
 
     def clear_wake(self) -> None:
         try:
@@ -370,6 +418,10 @@ class Words:
         self._words[self.NAMES.index(name)] = value
 
 
+#: Bytes of messages on their way to the outbox, for each process: some 2,000 of 200 bytes.
+POSTS = 1024 * 1024
+
+
 class Shared:
     """All of it, made in Kamailio's first process while it loads the script."""
 
@@ -388,6 +440,10 @@ class Shared:
         self.counters = Counters(self.processes)
         self.snapshot = Snapshot()
         self.engine_inbox = Inbox(self.processes)
+        #: Messages for the outbox have an inbox of their own: they cannot crowd out node lists.
+        self.posts = Inbox(self.processes, POSTS)
+        #: The nodes for which the outbox takes no more, as (host, port).  Writer: the engine.
+        self.full_nodes = Snapshot()
         self.callbacks_inbox = Inbox(self.processes)
         self.workers = WorkerQueues(self.processes, num_workers) if num_workers else None
         self.cells = Cells(clock)

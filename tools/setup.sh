@@ -1,6 +1,7 @@
 #!/bin/bash
 # Installs what make test and make demo need: Kamailio from Debian's packages, and a virtual
-# environment of Debian's python3 in .venv.  Quick when all is there.
+# environment of Debian's python3 in .venv.  With --containers, and where a Docker Engine runs, also
+# what builds and starts containers.  Quick when all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,9 +47,11 @@ install_packages() {
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     die "this is no Debian; install Kamailio with app_python3, sipp and python3's venv by hand"
 fi
-if docker info >/dev/null 2>&1; then
+if [ "${1:-}" = --containers ] && docker info >/dev/null 2>&1; then
     packages+=(debootstrap) # for docker/make-base.sh
-    command -v docker-compose >/dev/null || packages+=(docker-compose)
+    # The plugin, or the program of its own that was before it.
+    docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null ||
+        packages+=(docker-compose)
 fi
 missing=()
 for package in "${packages[@]}"; do

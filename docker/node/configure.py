@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
-#: Where health.py asks.  Not on the network: only from inside of the container.
-HEALTH = ("127.0.0.1", 5070)
-#: Variables of the image that are not settings of kemi_dmq.
-OURS = ("DMQ_TRANSPORT", "DMQ_FAMILY")
+#: Variables of the image that are not settings of kemi_dmq, and what they may be.
+CHOICES = {"DMQ_TRANSPORT": ("udp", "tcp", "tls"), "DMQ_FAMILY": ("ipv4", "ipv6")}
+_SOCKET = re.compile(r"(udp|tcp|tls):(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):[0-9]{1,5}")
 
 
 def own_address(version: str) -> str:
@@ -27,6 +29,32 @@ def is_address(host: str) -> bool:
     except socket.gaierror:
         return False
     return True
+
+
+def known_variables() -> set[str]:
+    """The settings of kemi_dmq, what its cfg files ask for, and our own."""
+    from kemi_dmq.settings import NAMES
+
+    known = {*CHOICES, *("DMQ_" + name.upper() for name in NAMES)}
+    for file in Path(__file__).parent.glob("kemi_dmq*.cfg"):
+        known.update(re.findall(r"\bDMQ_[A-Z_]+", file.read_text()))
+    return known
+
+
+def check(environment: Mapping[str, str]) -> None:
+    """End with a sentence for a variable that would do nothing, or one that Kamailio would take
+    for a syntax error."""
+    known = known_variables()
+    for name, value in environment.items():
+        if name.startswith("DMQ_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            sys.exit(f"{name} is no setting of kemi_dmq{hint}")
+        if value and name in CHOICES and value not in CHOICES[name]:
+            sys.exit(f"{name} is {value!r}; it must be one of {', '.join(CHOICES[name])}")
+    given = environment.get("DMQ_SERVER_SOCKET", "")
+    if given and not _SOCKET.fullmatch(given):
+        sys.exit(f"DMQ_SERVER_SOCKET is {given!r}; it must be a socket such as udp:10.0.0.20:5060")
 
 
 def where(environment: Mapping[str, str], own: str) -> tuple[dict[str, str], str]:
@@ -56,19 +84,15 @@ def where(environment: Mapping[str, str], own: str) -> tuple[dict[str, str], str
     return {"DMQ_SERVER_SOCKET": f"{transport}:{host}:{port}"}, transport
 
 
-def lines(environment: Mapping[str, str], own: str) -> list[str]:
-    settings = {k: v for k, v in environment.items() if k.startswith("DMQ_") and v}
-    more, transport = where(settings, own)
-    settings.update(more)
+def lines(settings: Mapping[str, str], environment: Mapping[str, str], transport: str) -> list[str]:
     out = []
     for name, value in settings.items():
-        if name not in OURS:
+        if name not in CHOICES:
             shown = value if value.isdigit() else '"' + value.replace('"', "") + '"'
             out.append(f"#!define {name} {shown}")
     out.append(f"listen={settings['DMQ_SERVER_SOCKET']}")
     listens = environment.get("KAMAILIO_LISTEN", "").split()
     out += [f"listen={listen}" for listen in listens]
-    out.append("listen=udp:{}:{}".format(*HEALTH))
     # A child that dies holding the timers' lock would let a stop wait for it (docs/kamailio.md).
     out += ["dns_cache_init=off", "dst_blocklist_init=off"]
     if transport == "udp" and all(listen.startswith("udp:") for listen in listens):
@@ -97,15 +121,19 @@ def tls_cfg(environment: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    own = own_address(os.environ.get("DMQ_FAMILY", "ipv4"))
-    configured = lines(os.environ, own)
-    if "#!define WITH_TLS" in configured:
-        missing = [n for n in ("TLS_CERTIFICATE", "TLS_KEY", "TLS_CA") if not os.environ.get(n)]
+    environment = os.environ
+    check(environment)
+    run_dir = Path(environment["RUN_DIR"])
+    more, transport = where(environment, own_address(environment.get("DMQ_FAMILY") or "ipv4"))
+    settings = {k: v for k, v in environment.items() if k.startswith("DMQ_") and v} | more
+    if transport == "tls":
+        missing = [n for n in ("TLS_CERTIFICATE", "TLS_KEY", "TLS_CA") if not environment.get(n)]
         if missing:
             sys.exit(f"transport tls needs {', '.join(missing)}: the paths of PEM files")
-        with open(os.environ["RUN_DIR"] + "/tls.cfg", "w", encoding="ascii") as file:
-            file.write(tls_cfg(os.environ))
-    print("\n".join(configured))
+        (run_dir / "tls.cfg").write_text(tls_cfg(environment))
+    # Where health.py asks.
+    (run_dir / "bus").write_text(settings["DMQ_SERVER_SOCKET"])
+    print("\n".join(lines(settings, environment, transport)))
 
 
 if __name__ == "__main__":

@@ -255,15 +255,19 @@ class KamailioHost:
         # process dies of the answer where it listens on UDP only.
         return bool(sock) and KSR.corex.sendx(str(to.with_user("")), sock, text) >= 0
 
-    def replicate(self, uris: list[str]) -> bool:
+    def replicate(self, places: list[SipUri]) -> bool:
         ruri = str(KSR.pv.get("$ru"))
-        for number, uri in enumerate(uris):
-            if number and KSR.corex.append_branch_uri(ruri) < 0:
-                return False
-            KSR.corex.set_send_socket(self.socket(self._via.transport))
-            if KSR.tm.t_replicate(uri) < 0:
-                return False
-        return True
+        number, all_done = 0, True
+        for place in places:
+            sock = self.socket(place.transport)
+            if not sock or (number and KSR.corex.append_branch_uri(ruri) < 0):
+                all_done = False
+                continue
+            number += 1
+            KSR.corex.set_send_socket(sock)
+            if KSR.tm.t_replicate(str(place)) < 0:
+                all_done = False
+        return all_done
 
     def is_myself(self, uri: str) -> bool:
         return bool(KSR.is_myself(uri))

@@ -20,6 +20,8 @@ from ..bus import Bus
 from ..callbacks import run_callback
 from ..engine import Engine, Published, resolved_event
 from ..gate import named_in, with_named
+from ..message import Outcome
+from ..outbox import Ended, Outbox, outcome_event
 from ..shared import Inbox
 from ..table import NodeTable
 from ..wire import SipUri
@@ -29,6 +31,18 @@ from .srv import lookup_srv
 
 #: Without the reload lock's symbol a loop returns this often, so that a reload gets a chance.
 SHORT_STAY = 0.1
+#: Messages for the outbox that the engine takes before it looks at the rest of the world again.
+LETTERS_A_TURN = 32
+#: Seconds after which the engine moves though nothing has happened, for DMQ.health().
+SIGN_OF_LIFE = 5.0
+
+
+class _Service:
+    """The look-up of a name's SRV records."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.targets: list[tuple[str, int]] = []
 
 
 class Resolver:
@@ -37,6 +51,8 @@ class Resolver:
     #: Look-ups at a time: one that hangs does not hold up the others.  A name that nobody knows yet
     #: is asked for every second, and a DNS that is silent takes some 10 s for each (resolv.conf).
     THREADS = 16
+    #: Seconds that a name's own addresses wait for its SRV records, which go before them.
+    SOON = 0.5
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
@@ -45,6 +61,8 @@ class Resolver:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._threads = 0
         self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self._services: dict[str, _Service] = {}  # asked for and not answered yet
 
     def ask(self, host: str, srv: str) -> None:
         if self._asked.qsize() >= 1000:
@@ -60,13 +78,42 @@ class Resolver:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             host, srv = self._asked.get()
-            targets = [
+            if srv:
+                self._look_up_both(host, srv)
+            else:
+                self._tell(resolved_event(host, addresses_of(host), "", []))
+            self._idle.release()
+
+    def _look_up_both(self, host: str, srv: str) -> None:
+        """A name that /etc/hosts knows has its addresses also while the DNS is silent: then they
+        are told at once, and once more with the SRV records when these come."""
+        with self._lock:
+            service = self._services.get(srv)
+            first = service is None
+            if service is None:
+                service = self._services[srv] = _Service()
+                threading.Thread(target=self._find, args=(srv, service), daemon=True).start()
+        addresses = addresses_of(host)
+        told = bool(addresses) and not service.done.wait(self.SOON)
+        if told:
+            self._tell(resolved_event(host, addresses, srv, []))
+        if told and not first:
+            return  # who asked first tells the rest
+        service.done.wait()
+        if service.targets or not told:
+            self._tell(resolved_event(host, addresses, srv, service.targets))
+
+    def _find(self, srv: str, service: _Service) -> None:
+        try:
+            service.targets = [
                 (address, record.port)
-                for record in (lookup_srv(srv) if srv else ())
+                for record in lookup_srv(srv)
                 for address in addresses_of(record.target)
             ]
-            self._tell(resolved_event(host, addresses_of(host), srv, targets))
-            self._idle.release()
+        finally:
+            with self._lock:
+                del self._services[srv]
+            service.done.set()
 
     def _tell(self, event: tuple[Any, ...]) -> None:
         self.answers.put(event)
@@ -77,7 +124,12 @@ class EngineProcess:
     """The process that owns the membership; the Outside of the engine."""
 
     def __init__(
-        self, bus: Bus, host: KamailioHost, symbols: ReloadSymbols, resolver: Resolver
+        self,
+        bus: Bus,
+        host: KamailioHost,
+        symbols: ReloadSymbols,
+        resolver: Resolver,
+        outbox: Outbox | None = None,
     ) -> None:
         self._bus = bus
         self._host = host
@@ -94,7 +146,9 @@ class EngineProcess:
             bus.user_agent(),
             bus.gate,
             time.time_ns() // 1_000_000,
+            outbox,
         )
+        self.outbox = self._engine.outbox
         self._started = False
 
     def run(self) -> None:
@@ -106,8 +160,9 @@ class EngineProcess:
         signal.signal(signal.SIGTERM, self._leave)
         signal.signal(signal.SIGINT, self._leave)
         shared.words.set("engine_pid", os.getpid())
-        inbox, engine = shared.engine_inbox, self._engine
+        inbox, posts, engine = shared.engine_inbox, shared.posts, self._engine
         inbox.wake()  # for what a failure has left there
+        posts.wake()
         if not self._started:
             self._started = True
             _, known = shared.snapshot.read()
@@ -122,15 +177,30 @@ class EngineProcess:
                 self._stale_goodbye = False
             now = time.monotonic()
             shared.words.set("engine_moved_ms", int(now * 1000))
-            deadlines = [t for t in (engine.next_deadline(), leaves_at) if t is not None]
-            timeout = max(0.0, min(deadlines) - now) if deadlines else None
-            if timeout is None or timeout > 0:
-                select.select([inbox.fd, self._resolver.fd], [], [], timeout)
-            inbox.clear_wake()
-            for event in inbox.take():
-                engine.handle(event, time.monotonic())
-            self._take_answers()
+            deadlines = (engine.next_deadline(), leaves_at, now + SIGN_OF_LIFE)
+            timeout = max(0.0, min(t for t in deadlines if t is not None) - now)
+            ready, _, _ = select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
+            if inbox.fd in ready:
+                inbox.clear_wake()
+                for event in inbox.take():
+                    engine.handle(event, time.monotonic())
+            if posts.fd in ready:
+                self._take_posts(posts)
+            if self._resolver.fd in ready:
+                self._take_answers()
             engine.tick(time.monotonic())
+
+    def _take_posts(self, posts: Inbox) -> None:
+        """Some of what waits, so that answers and node lists do not wait for all of it."""
+        posts.clear_wake()
+        now = time.monotonic()
+        letters = 0
+        for event in posts.take_in_order(now):
+            self._engine.handle(event, now)
+            letters += len(event[-1])
+            if letters >= LETTERS_A_TURN:
+                posts.wake()
+                break
 
     def _take_answers(self) -> None:
         try:
@@ -171,6 +241,10 @@ class EngineProcess:
         for to, text in self._goodbye:
             if to.transport == "udp":
                 self._host.send_text(to, text)
+        totals = self._bus.shared.counters.totals()
+        lost = totals["outbox_posted"] - sum(totals[f"outbox_{o.value}"] for o in Outcome)
+        if lost > 0:
+            self._host.log("err", f"kemi_dmq: {lost} messages that waited are lost: Kamailio stops")
         os._exit(0)
 
     # The engine's Outside
@@ -187,6 +261,21 @@ class EngineProcess:
         if not self._bus.shared.callbacks_inbox.put(event):
             self._bus.shared.counters.add("inbox_full")
             self._host.log("err", "kemi_dmq: the inbox of the callbacks process is full")
+
+    def outcome(self, ended: Ended) -> bool:
+        shared = self._bus.shared
+        event = outcome_event(ended)
+        if event is not None:
+            # The rest is left for what membership tells.
+            if shared.callbacks_inbox.mine() > shared.callbacks_inbox.RING // 4:
+                return False
+            if not shared.callbacks_inbox.put(event):
+                return False
+        shared.counters.add(f"outbox_{ended.outcome.value}")
+        return True
+
+    def full(self, nodes: frozenset[tuple[str, int]]) -> None:
+        self._bus.shared.full_nodes.publish(tuple(nodes))
 
     def resolve(self, host: str, srv: str) -> None:
         self._resolver.ask(host, srv)
@@ -220,12 +309,12 @@ def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[]
             select.select([], [], [])
         return
 
+    def run(job: tuple[Any, ...]) -> None:
+        workers.begins(number)
+        bus.run_job(job)
+
     inbox = workers.inboxes[number]
-
-    def waits(value: bool) -> None:
-        workers.idle[number] = value and inbox.backlog() == 0
-
-    _serve(inbox, symbols, stale, bus.run_job, waits)
+    _serve(inbox, symbols, stale, run, lambda value: workers.waits(number, value))
 
 
 def _serve(

@@ -69,8 +69,9 @@ class Host(Protocol):
     def send_text(self, to: SipUri, text: str) -> bool:
         """Send a whole request without a transaction."""
 
-    def replicate(self, uris: list[str]) -> bool:
-        """Send the request being handled to each of uris, within its own transaction."""
+    def replicate(self, places: list[SipUri]) -> bool:
+        """Send the request being handled to each of places, within its own transaction; False if
+        one of them is not sent to."""
 
     def event(self) -> tuple[str, int, bool]:
         """Of an outcome: event_param, code, and whether it is a timeout."""

@@ -4,7 +4,8 @@ C modules get them with a message or a reply, may keep the pointer, in shared me
 it back to send_message().  So they lie in memory that was mapped before the fork.
 
 Writers: any process that meets a node for the first time, under a file lock.  They are only
-added; the status in them is that of the moment when the pointer was given out last.
+added; the status in them is that of the moment when the pointer was given out last.  Strangers,
+whom anybody can invent, have a part of their own and replace each other there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ..wire import SipUri
 from .core import Core
 
 COUNT = 16384
+#: Of senders that are not on the list: the last so many whose answer a C module waits for.
+STRANGERS = 4096
 SIZE = 1024
 _TEXT = 512  # where the URI's text lies, after the structure
 _STATUS = {Status.ACTIVE: 1 << 1, Status.NOT_ACTIVE: 1 << 2, Status.DISABLED: 1 << 3}
@@ -31,8 +34,8 @@ _STATUS = {Status.ACTIVE: 1 << 1, Status.NOT_ACTIVE: 1 << 2, Status.DISABLED: 1 
 class NodeStructs:
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._map = shared_map(COUNT * SIZE)
-        self._count = memoryview(shared_map(4096)).cast("Q")
+        self._map = shared_map((COUNT + STRANGERS) * SIZE)
+        self._count = memoryview(shared_map(4096)).cast("Q")  # nodes; strangers so far
         self._base = core.ffi.cast("char *", core.ffi.from_buffer(self._map))
         self._lock_fd = os.memfd_create("kemi_dmq_nodes")
         self._known = 0
@@ -86,11 +89,26 @@ class NodeStructs:
         node = self._strangers.get(int(self._core.ffi.cast("uintptr_t", pointer)))
         return node if node is not None and node.address else None
 
-    def number(self, pointer: Any) -> int:
-        """What names a structure that stays in one number, from 1 on; 0 for NULL."""
+    def number(self, node: Node, listed: bool) -> int:
+        """What names a structure that stays in one number, from 1 on; 0 if there is none."""
+        if not listed:
+            return self._stranger_number(node)
+        pointer = self.pointer(node)
         if not pointer:
             return 0
         return int((self._core.ffi.cast("char *", pointer) - self._base) // SIZE) + 1
+
+    def _stranger_number(self, node: Node) -> int:
+        fcntl.lockf(self._lock_fd, fcntl.LOCK_EX)
+        try:
+            number = COUNT + self._count[1] % STRANGERS
+            self._count[1] += 1
+            if not self._write(self._base + number * SIZE, node):
+                return 0
+            self._at(number).status = _STATUS[node.status]
+        finally:
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_UN)
+        return number + 1
 
     def numbered(self, number: int) -> Any:
         return self._at(number - 1) if number else self._core.ffi.NULL

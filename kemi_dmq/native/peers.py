@@ -34,8 +34,9 @@ class CPeer:
         self._callback = self.struct.callback = given.callback
         self._init = self.struct.init_callback = given.init_callback
 
-        self._asks_one = init_with_single
-        #: While init_callback runs for one node: whom alone its broadcast is for.
+        self._single = init_with_single
+        self._has_asked = False  # in the callbacks process
+        #: While init_callback runs with init_with_single: whom alone its broadcast is for.
         self.asks: Node | None = None
 
     def peer(self) -> Peer:
@@ -78,15 +79,17 @@ class CPeer:
         return Answer(code, reason, body, core.text(response.content_type) if body else ""), ""
 
     def _run_init(self, node: Node | None) -> None:
-        """Run in the callbacks process.  C modules broadcast here a request for all that the
-        others have.  After the first time (with init_with_single: always) only the node that is
-        there now is asked, or each return would make every node send all it has to every other
-        one.
+        """Run in the callbacks process: once, when the first list has arrived, as dmq.so does it.
+        C modules broadcast here a request for all that the others have, and what they get
+        overwrites what they have.  So a node that is back is not asked: it may have been cut off,
+        and know only what was.  One that was started again asks for itself.
 
         The node itself is not passed on: C's init_callback takes none up to 6.1.
         """
-        self.asks = node if self._asks_one else None
-        self._asks_one = True
+        if self._has_asked:
+            return
+        self._has_asked = True
+        self.asks = node if self._single else None
         try:
             result = self._init()
         finally:

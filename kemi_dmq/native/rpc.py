@@ -90,6 +90,7 @@ class Rpc:
             numbers = {
                 "last_notification": 0,
                 "local": int(node.local),
+                "fail_count": node.fail_count,  # in dmq.so from 6.1 on
                 "kemi_dmq": int(node.python),
             }
             for name, text in texts.items():
@@ -124,5 +125,6 @@ class Rpc:
 
     def _change_status(self, rpc: Any, ctx: Any) -> None:
         words = self._arguments(rpc, ctx, 2, "it needs the SIP URI of a node and a status")
-        self._commands.change_status(" ".join(words))
-        rpc.rpl_printf(ctx, self._text("Ok. DMQ node status changed."))
+        changed = self._commands.change_status(" ".join(words))
+        said = "changed" if changed else f"is already {words[1]}"
+        rpc.rpl_printf(ctx, self._text(f"Ok. DMQ node status {said}."))

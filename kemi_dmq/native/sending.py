@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..bus import MAX_UDP, Bus, place
+from ..bus import MAX_UDP, Bus
 from ..host.kamailio import KamailioHost
-from ..node import Node
-from ..wire import METHOD, SUPPORTED
+from ..node import Node, place
+from ..wire import METHOD, SUPPORTED, SipUri
 from .core import Core
 from .nodes import NodeStructs
 from .outstanding import Outstanding
 
+#: A C string (a str *), and what it points to, which must live as long: keep both.
+_String = tuple[Any, Any]
+
 LOCAL_COMPLETED = 1 << 10  # tm's TMCB_LOCAL_COMPLETED: a final reply, or none in time
+#: Of the strings of one process that are made once.
+MAX_STRINGS = 4096
 _HEADERS = 600  # bytes that headers need at most, to tell large messages
 
 
@@ -37,7 +42,7 @@ class Sender:
         self._core = core
         self._nodes = nodes
         self._outstanding = Outstanding(bus.shared.processes)
-        self._strings: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        self._strings: dict[tuple[Any, ...], _String] = {}
         self._functions: dict[int, Any] = {}
         self._completed = core.ffi.callback("transaction_cb", self._on_completed, onerror=failed)
 
@@ -71,7 +76,7 @@ class Sender:
                 accepted = bus.send_stateless(node, peer_id, text, max_forwards, kind)
             else:
                 if bus.settings.keys:
-                    headers, _alive = self._signed(node, peer_id, max_forwards, content_type, body)
+                    headers = self._signed(node, peer_id, max_forwards, content_type, body)
                 accepted = self._request(
                     node, peer_id, headers, body, resp_cback if wants_answer else None
                 )
@@ -83,32 +88,39 @@ class Sender:
                 result = -1
         return result
 
-    def _request(self, node: Node, peer_id: str, headers: Any, body: Any, cback: Any) -> bool:
+    def _request(self, node: Node, peer_id: str, headers: _String, body: Any, cback: Any) -> bool:
+        # What C reads is kept by names of this function until it has returned: others that are
+        # sent meanwhile (by a route that tm runs, say) may empty the table of strings.
         ffi = self._core.ffi
         socket = self._socket(node.transport)
-        if not socket:
+        if socket is None:
             return False
+        listed = (node.host, node.port) in self._bus.node_list().by_key
+        method = self._string("method", text=lambda: METHOD)
+        to = self._to(node, peer_id, listed)
+        sender = self._from(peer_id)
+        hop = self._next_hop(node, listed)
         request = ffi.new("uac_req_t *")
-        request.method = self._string("method", text=lambda: METHOD)
-        request.headers = headers
+        request.method = method[0]
+        request.headers = headers[0]
         if body:
             request.body = body
-        request.ssock = socket
+        request.ssock = socket[0]
         ticket = 0
         if cback is not None:
             ticket = self._outstanding.put(
                 int(ffi.cast("uintptr_t", cback.f)),
                 int(ffi.cast("uintptr_t", cback.param)),
-                self._nodes.number(self._nodes.pointer(node)),  # also of a stranger: it stays
+                self._nodes.number(node, listed),
             )
             if not ticket:
                 return False
             request.cb_flags = LOCAL_COMPLETED
             request.cb = self._completed
             request.cbp = ffi.cast("void *", ticket)
-        to = self._to(node, peer_id)
+        next_hop = hop[0] if hop is not None else ffi.NULL
         # 0: a local-request route has dropped it, and no callback will come
-        if self._core.request(request, to, to, self._from(peer_id), self._next_hop(node)) > 0:
+        if self._core.request(request, to[0], to[0], sender[0], next_hop) > 0:
             return True
         self._outstanding.take(ticket)
         return False
@@ -138,19 +150,21 @@ class Sender:
 
     # Strings that are needed again and again, made once ------------------------------------
 
-    def _string(self, *key: Any, text: Callable[[], str]) -> Any:
-        """A str * that stays, for a key of which there are few."""
+    def _string(self, *key: Any, text: Callable[[], str]) -> _String:
+        """Of a key of which there are few."""
         found = self._strings.get(key)
         if found is None:
-            raw = text().encode()
-            buffer = self._core.ffi.new("char[]", raw)
-            string = self._core.ffi.new("str *", {"s": buffer, "len": len(raw)})
-            if len(self._strings) >= 4096:
+            if len(self._strings) >= MAX_STRINGS:
                 self._strings.clear()  # nodes have come and gone
-            found = self._strings[key] = (string, buffer)
-        return found[0]
+            found = self._strings[key] = self._new(text())
+        return found
 
-    def _headers(self, max_forwards: int, content_type: bytes, size: int) -> Any:
+    def _new(self, text: str) -> _String:
+        raw = text.encode()
+        buffer = self._core.ffi.new("char[]", raw)
+        return self._core.ffi.new("str *", {"s": buffer, "len": len(raw)}), buffer
+
+    def _headers(self, max_forwards: int, content_type: bytes, size: int) -> _String:
         return self._string(
             *("headers", max_forwards, content_type, size > 0),
             text=lambda: _headers(max_forwards, content_type, size),
@@ -158,35 +172,37 @@ class Sender:
 
     def _signed(
         self, node: Node, peer_id: str, max_forwards: int, content_type: Any, body: Any
-    ) -> Any:
-        """Headers of one message to one node, with its signature, and what they live in: it must
-        stay until tm has copied them."""
+    ) -> _String:
+        """Headers of one message to one node, with its signature."""
         core, bus = self._core, self._bus
         kind, raw = core.raw(content_type), core.raw(body) if body else b""
         to = bus.node_list().to_uri(node, peer_id)
-        text = _headers(max_forwards, kind, len(raw)) + bus.sign(
-            to, peer_id, kind.decode("utf-8", "replace"), raw
+        return self._new(
+            _headers(max_forwards, kind, len(raw))
+            + bus.sign(to, peer_id, kind.decode("utf-8", "replace"), raw)
         )
-        data = text.encode()
-        buffer = core.ffi.new("char[]", data)
-        return core.ffi.new("str *", {"s": buffer, "len": len(data)}), buffer
 
-    def _socket(self, transport: str) -> Any:
-        """NULL-like (None) where this Kamailio has no socket of that transport."""
+    def _socket(self, transport: str) -> _String | None:
+        """None where this Kamailio has no socket of that transport."""
         name = self._host.socket(transport)
         return self._string("socket", transport, text=lambda: name) if name else None
 
-    def _to(self, node: Node, peer_id: str) -> Any:
-        to_uri = self._bus.node_list().to_uri
-        return self._string("to", node.uri, peer_id, text=lambda: str(to_uri(node, peer_id)))
+    def _to(self, node: Node, peer_id: str, listed: bool) -> _String:
+        def text() -> str:
+            return str(SipUri(node.host, node.port, node.transport, peer_id))
 
-    def _from(self, peer_id: str) -> Any:
+        # Strangers are without number.
+        return self._string("to", node.uri, peer_id, text=text) if listed else self._new(text())
+
+    def _from(self, peer_id: str) -> _String:
         return self._string("from", peer_id, text=lambda: str(self._bus.from_uri(peer_id)))
 
-    def _next_hop(self, node: Node) -> Any:
+    def _next_hop(self, node: Node, listed: bool) -> _String | None:
         if node.address in node.host:
-            return self._core.ffi.NULL
+            return None
         # A name was looked up by the engine; nobody else waits for the DNS.
+        if not listed:
+            return self._new(str(place(node)))
         return self._string("hop", node.uri, node.address, text=lambda: str(place(node)))
 
     def _tell_large(self, node: Node, peer_id: str, size: int) -> None:

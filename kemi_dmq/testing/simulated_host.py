@@ -168,7 +168,7 @@ class SimulatedHost:
         self._node.send(to, text)
         return True
 
-    def replicate(self, uris: list[str]) -> bool:
+    def replicate(self, places: list[SipUri]) -> bool:
         raise NotImplementedError("t_replicate is not simulated")
 
     def event(self) -> tuple[str, int, bool]:
@@ -194,7 +194,8 @@ class SimulatedShared:
 
     def __init__(self, node: SimulatedPythonNode) -> None:
         self.counters = node.counters
-        self.snapshot = self.engine_inbox = node
+        self.snapshot = self.engine_inbox = self.posts = node
+        self.full_nodes = _FullNodes(node)
         self.callbacks_inbox = _CallbacksInbox(node)
         self.once = _Once(node)
         self.cells = _Cells()
@@ -208,6 +209,18 @@ class SimulatedShared:
         self.wall = node.wall
         self.processes = _Processes()
         self.workers = None
+
+
+class _FullNodes:
+    def __init__(self, node: SimulatedPythonNode) -> None:
+        self._node = node
+
+    @property
+    def version(self) -> int:
+        return self._node.full_nodes[0]
+
+    def read(self) -> tuple[int, Any]:
+        return self._node.full_nodes
 
 
 class _Nonces:

@@ -13,6 +13,7 @@ from ..bus import Bus
 from ..callbacks import run_callback
 from ..engine import Engine, Published, resolved_event
 from ..node import Node
+from ..outbox import Ended, Outbox, outcome_event
 from ..peer import Peer, Registry
 from ..settings import Settings
 from ..shared import Shared
@@ -63,15 +64,19 @@ class SimulatedPythonNode(SimulatedNode):
         self.rng = rng
         self.load = load
         self.counters = SimulatedCounters()
+        self.outcomes: list[Ended] = []  # of messages, ordered or with a deadline
+        self.full_nodes: tuple[int, Any] = (0, None)
         self._pending: list[tuple[Any, ...]] = []
         self._version = 0
         self._deadline: float | None = None  # of the engine, by this node's clock
         self._wakes_at: float | None = None  # the simulator's time
         self._host = SimulatedHost(self)
         self.registry = _Registry()
-        self.bus = _Bus(settings, cast(Shared, SimulatedShared(self)), self._host, self.registry)
+        self.bus = _Bus(
+            settings, cast(Shared, SimulatedShared(self)), self._host, self.registry, self.monotonic
+        )
         self.api = DmqApi(self.registry)
-        self.api._bind(self.bus)
+        self.api._bind(self.bus, _refuse)
         self._load()
         self.engine = self._new_engine()
 
@@ -89,11 +94,11 @@ class SimulatedPythonNode(SimulatedNode):
         peers = self.registry.peers()
         self._init_callbacks = any(peer.init_callback is not None for peer in peers)
 
-    def _new_engine(self) -> Engine:
+    def _new_engine(self, outbox: Outbox | None = None) -> Engine:
         rng = random.Random(self.rng.getrandbits(64))
         incarnation = int(self.wall() * 1000)
         agent = self.bus.user_agent()
-        return Engine(self.settings, self, rng, agent, self.bus.gate, incarnation)
+        return Engine(self.settings, self, rng, agent, self.bus.gate, incarnation, outbox)
 
     def start(self, known: Published | None = None) -> None:
         self.engine.start(self.monotonic(), known)
@@ -102,7 +107,7 @@ class SimulatedPythonNode(SimulatedNode):
     def engine_fails(self) -> None:
         """The engine ends with an error, and starts again with the list that was published."""
         known = Published(self.engine.published())
-        self.engine = self._new_engine()
+        self.engine = self._new_engine(self.engine.outbox)
         self.engine.start(self.monotonic(), known)
         self._plan()
 
@@ -175,6 +180,16 @@ class SimulatedPythonNode(SimulatedNode):
                 return
         self.run_later(event)
 
+    def outcome(self, ended: Ended) -> bool:
+        self.outcomes.append(ended)
+        event = outcome_event(ended)
+        if event is not None:
+            self.run_later(event)
+        return True
+
+    def full(self, nodes: frozenset[tuple[str, int]]) -> None:
+        self.full_nodes = (self.full_nodes[0] + 1, tuple(nodes))
+
     def resolve(self, host: str, srv: str) -> None:
         def answer() -> None:
             addresses = self.simulator.names.get(host, [])
@@ -227,6 +242,10 @@ class SimulatedPythonNode(SimulatedNode):
     def clock_changed(self) -> None:
         self._wakes_at = None
         self._set_alarm()
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(text)
 
 
 class _Registry(Registry):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -32,6 +33,22 @@ def docker(*arguments: str, check: bool = True, timeout: float = 120) -> str:
     return done.stdout + ("" if check else done.stderr)
 
 
+def squeezed(log: str) -> str:
+    """The log with no more than the first and the last of many messages in a row that a node got:
+    what else it says is what tells why a test failed."""
+    out: list[str] = []
+    run: list[str] = []
+    for line in [*log.splitlines(), ""]:
+        if "GOT callid=" in line or "SUM callid=" in line:
+            run.append(line[:300])
+            continue
+        if len(run) > 4:
+            run[1:-1] = [f"... {len(run) - 2} more messages ..."]
+        out += [*run, line]
+        run = []
+    return "\n".join(out[:-1])
+
+
 class Container:
     """One node on the bus, in a container of its own."""
 
@@ -39,8 +56,10 @@ class Container:
         self.bus = bus
         self.name = name
         self.suite = suite
+        self.image = f"kemi-dmq:{suite}"
         self.environment = environment
         self.id = ""
+        self.options: list[str] = []  # more for docker create
         self.directory = bus.directory / f"{name}-{uuid.uuid4().hex[:6]}"
         self.transport = environment.get("DMQ_TRANSPORT", "udp")
         self.move()
@@ -70,7 +89,8 @@ class Container:
         environment = {"KAMAILIO_LISTEN": f"udp:{self.control}:{CONTROL}", **self.environment}
         for name, value in environment.items():
             arguments += ["-e", f"{name}={value}"]
-        self.id = docker(*arguments, f"kemi-dmq:{self.suite}").strip()
+        arguments += self.options
+        self.id = docker(*arguments, self.image).strip()
 
     def start(self) -> None:
         if not self.id:
@@ -104,15 +124,27 @@ class Container:
         """SIGTERM; it has to end with exit status 0, within 2 s as the engine saw it."""
         before = time.time()
         docker("stop", "-t", "30", self.id)
-        code = docker("inspect", "-f", "{{.State.ExitCode}}", self.id).strip()
+        self.check_stop(self.moments(before))
+
+    def check_stop(self, happened: dict[str, list[tuple[float, str]]]) -> None:
+        """That it ended well at the first SIGTERM among what happened."""
+        (code,) = happened["die"][0][1:]
         assert code == "0", f"{self.name} ended with {code}; log:\n{self.log()[-2000:]}"
-        seen = docker(
-            "events", "--since", f"{before - 1:.3f}", "--until", f"{time.time() + 0.1:.3f}",
-            "--filter", f"container={self.id}", "--format", "{{.Action}} {{.TimeNano}}",
-        )  # fmt: skip
-        moments = dict(line.rsplit(" ", 1) for line in seen.splitlines())
-        seconds = (int(moments["die"]) - int(moments["kill"])) / 1e9
+        seconds = happened["die"][0][0] - happened["kill"][0][0]
         assert seconds < 2, f"{self.name} took {seconds:.2f} s to end; log:\n{self.log()[-2000:]}"
+
+    def moments(self, since: float) -> dict[str, list[tuple[float, str]]]:
+        """What happened to the container, as the engine saw it: action -> times and exit codes."""
+        seen = docker(
+            "events", "--since", f"{since - 0.1:.3f}", "--until", f"{time.time() + 0.1:.3f}",
+            "--filter", f"container={self.id}",
+            "--format", '{{.Action}}|{{.TimeNano}}|{{index .Actor.Attributes "exitCode"}}',
+        )  # fmt: skip
+        happened: dict[str, list[tuple[float, str]]] = {}
+        for line in seen.splitlines():
+            action, nanoseconds, code = line.split("|")
+            happened.setdefault(action, []).append((int(nanoseconds) / 1e9, code))
+        return happened
 
     def kill(self) -> None:
         docker("kill", "-s", "KILL", self.id)
@@ -131,6 +163,7 @@ class Container:
 
     def remove(self) -> None:
         if self.id:
+            self.bus.keep_log(self)
             docker("rm", "-f", "-v", self.id)
             self.id = ""
 
@@ -138,7 +171,7 @@ class Container:
         return docker("logs", self.id, check=False) if self.id else ""
 
     def kamcmd(self, *command: str) -> str:
-        return docker("exec", self.id, "kamcmd", "-s", "unix:/run/node/ctl", *command, check=False)
+        return docker("exec", self.id, "kamcmd", *command, check=False)
 
     def active(self) -> set[str]:
         raise NotImplementedError
@@ -212,8 +245,12 @@ class PythonContainer(Container):
             if event["body"]
         ]
 
-    def sizes(self) -> list[int]:
-        return [event["size"] for event in self.events("message")]
+    def digests(self) -> list[str]:
+        """The MD5 of each body that peer acme got."""
+        return [
+            hashlib.md5(bytes.fromhex(event["body"])).hexdigest()
+            for event in self.events("message")
+        ]
 
     def sent_twice(self) -> list[str]:
         heard = self.heard()
@@ -238,19 +275,20 @@ class CContainer(Container):
         reply = self.ask("MESSAGE", "acme", body.encode(), 1.0)
         return reply is not None and reply.code == 200
 
-    def _got(self) -> list[tuple[str, int, str]]:
-        found = re.findall(r"GOT callid=(\S+) size=(\d+) body=(.*)", self.log())
-        return [(callid, int(size), body) for callid, size, body in found]
+    def _got(self) -> list[tuple[str, str]]:
+        """Call-ID and (short) body of each; its script also gets a retransmission."""
+        return re.findall(r"GOT callid=(\S+) size=\d+ body=(.*)", self.log())
 
     def heard(self) -> list[str]:
-        return [body for _, _, body in self._got()]
+        return [body for _, body in self._got()]
 
-    def sizes(self) -> list[int]:
-        return [size for _, size, _ in self._got()]
+    def digests(self) -> list[str]:
+        found = re.findall(r"SUM callid=(\S+) md5=(\w+)", self.log())
+        return [digest for _, digest in set(found)]
 
     def sent_twice(self) -> list[str]:
-        """A C node's script also gets a retransmission (its Call-ID is the same): not counted."""
-        requests = [body for _, body in {(callid, body) for callid, _, body in self._got()}]
+        """A retransmission (its Call-ID is the same) is not counted."""
+        requests = [body for _, body in set(self._got())]
         return sorted(body for body in set(requests) if requests.count(body) > 1)
 
 
@@ -266,6 +304,8 @@ class Bus:
         self.ipv6 = ipv6
         self.volumes: list[str] = []
         self.nodes: list[Container] = []
+        #: Of containers that the test itself has removed.
+        self.logs: list[tuple[str, str]] = []
         self.network = ""
         self._given = 9
         name = f"kemi-dmq-test-{uuid.uuid4().hex[:8]}"
@@ -306,15 +346,18 @@ class Bus:
         self.nodes.append(node)
         return node
 
+    def keep_log(self, node: Container) -> None:
+        try:
+            log = squeezed(node.log())
+        except (AssertionError, OSError, subprocess.SubprocessError) as error:
+            log = f"no log: {error}"
+        self.logs.append((f"{node.name} ({node.suite})", log))
+
     def close(self) -> Sequence[tuple[str, str]]:
-        """Remove everything; gives each node's log."""
-        logs = []
+        """Remove everything; gives the log of each container that there was."""
         try:
             for node in self.nodes:
-                try:
-                    logs.append((f"{node.name} ({node.suite})", node.log()))
-                except (AssertionError, OSError, subprocess.SubprocessError) as error:
-                    logs.append((node.name, f"no log: {error}"))
+                self.keep_log(node)
         finally:
             # Also what a `docker create` that failed half-way has left.
             left = docker("ps", "-aq", "--no-trunc", "--filter", f"network={self.network}").split()
@@ -322,4 +365,4 @@ class Bus:
             if everything := {*left, *made}:
                 docker("rm", "-f", "-v", *everything)
             docker("network", "rm", self.network)
-        return logs
+        return self.logs

@@ -3,6 +3,8 @@ both versions.  What is peculiar to no version is tested in tests/integration/te
 
 from __future__ import annotations
 
+import functools
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -13,29 +15,64 @@ from tests.support.c_modules import (
     DIALOG,
     HTABLE,
     HTABLE_SYNC,
+    PRESENCE,
     ROUTES,
     USRLOC,
     call,
     contacts,
     dialogs,
     items,
+    publish,
+    published,
     put,
     register,
     remove,
     value,
 )
-from tests.support.kamailio import wait_for
-from tests.support.sip import SipSocket
+from tests.support.kamailio import ROOT, wait_for
+from tests.support.sip import SipSocket, request
 
-from .containers import SCRIPT, Bus, CContainer, Container, PythonContainer
+from .containers import SCRIPT, Bus, CContainer, Container, PythonContainer, docker
 
 SUITES = ("trixie", "forky")
 C_SCRIPT = Path(__file__).resolve().parents[1] / "support" / "c_module_script.py"
+#: What the Python nodes' script does (ROUTES), on a C node.
+C_ROUTES = """
+#!ifdef WITH_REGISTRAR
+    if (is_method("REGISTER")) { save("location"); exit; }
+#!endif
+#!ifdef WITH_PRESENCE
+    if (is_method("PUBLISH")) { handle_publish(); exit; }
+#!endif
+#!ifdef MOD_dialog
+    if (is_method("INVITE|ACK|BYE")) { dlg_manage(); t_relay(); exit; }
+#!endif
+#!ifdef MOD_rtpengine
+    if (is_method("INVITE")) { rtpengine_offer(); }
+    if (is_method("BYE")) { rtpengine_delete(); }
+#!endif
+"""
 RTPENGINE = """
 loadmodule "rtpengine.so"
-modparam("rtpengine", "rtpengine_sock", "udp:127.0.0.1:2223")
-modparam("rtpengine", "rtpengine_disable_tout", 3600)
+modparam("rtpengine", "rtpengine_sock", "udp:{}:{}")
 modparam("rtpengine", "enable_dmq", 1)
+"""
+RTPENGINE_ROUTES = """
+
+class WithRtpengine(Kamailio):
+    def ksr_request_route(self, msg):
+        if KSR.is_method("INVITE"):
+            KSR.rtpengine.rtpengine_offer0()
+        elif KSR.is_method("BYE"):
+            KSR.rtpengine.rtpengine_delete0()
+        else:
+            return super().ksr_request_route(msg)
+        KSR.sl.send_reply(200, "OK")
+        return 1
+
+
+def mod_init():
+    return dmq.attach(WithRtpengine())
 """
 
 
@@ -67,7 +104,7 @@ class Nodes:
         environment["DMQ_BIND_C_MODULES"] = "1"
         node = NativePython(self.bus, name, suite, environment)
         node.more = more
-        self._start(node)
+        self._start(node, suite, modules)
         return node
 
     def c(self, name: str, suite: str, modules: str, notify: str = "") -> CContainer:
@@ -75,9 +112,13 @@ class Nodes:
         modules = f"msg_recv_max_size=65535\n{modules}"
         # By address: a name would be one more node to it.
         notify = next((n.address for n in self.bus.nodes if n.name == notify), notify)
-        environment = self._environment(name, "c_node.cfg", modules, notify)
+        environment = self._environment(name, "c_node.cfg", "", notify)
+        # What it routes by itself stands before what the image's file says.
+        head, route = (ROOT / "docker/node/c_node.cfg").read_text().split("request_route {\n")
+        text = f"{head}{modules}\nrequest_route {{\n{C_ROUTES}{route}"
+        (self.cfgs / f"{name}.cfg").write_text(text)
         node = CContainer(self.bus, name, suite, environment)
-        self._start(node)
+        self._start(node, suite, modules)
         return node
 
     def _environment(self, name: str, cfg: str, modules: str, notify: str) -> dict[str, str]:
@@ -92,10 +133,33 @@ class Nodes:
             environment["DMQ_NOTIFICATION_ADDRESS"] = f"sip:{notify}:5060"
         return environment
 
-    def _start(self, node: Container) -> None:
+    def _start(self, node: Container, suite: str, modules: str) -> None:
+        if "presence.so" in modules:
+            node.image = with_presence(suite)
         self.bus.nodes.append(node)
         node.start()
         node.wait_up()
+
+
+@functools.cache
+def with_presence(suite: str) -> str:
+    """The node's image with Debian's presence modules, which nodes do without."""
+    name = f"kemi-dmq-presence:{suite}"
+    install = "apt-get install -y -qq --no-install-recommends kamailio-presence-modules"
+    steps = (
+        f"FROM kemi-dmq:{suite}\nUSER root\n"
+        "RUN apt-get update -qq -o Acquire::Check-Valid-Until=false "
+        f"&& DEBIAN_FRONTEND=noninteractive {install} >/dev/null "
+        "&& apt-get clean && rm -rf /var/lib/apt/lists/*\nUSER kamailio\n"
+    )
+    identity = ("image", "inspect", "-f", "{{.Id}}", name)
+    before = docker(*identity, check=False).strip()
+    command = ["docker", "build", "-q", "--network", "host", "-t", name, "-"]
+    done = subprocess.run(command, input=steps, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if before.startswith("sha256:") and before != docker(*identity).strip():
+        docker("rmi", before, check=False)  # it was made of another image of the node
+    return name
 
 
 @pytest.fixture
@@ -110,7 +174,7 @@ def whole(*nodes: Container) -> bool:
 
 def kamcmds(node: Container, lines: list[str]) -> None:
     subprocess.run(
-        ["docker", "exec", "-i", node.id, "kamcmd", "-s", "unix:/run/node/ctl"],
+        ["docker", "exec", "-i", node.id, "kamcmd"],
         input="\n".join([*lines, "quit", ""]),
         text=True,
         check=True,
@@ -164,28 +228,82 @@ def test_20_000_cells_are_synced_in_messages_of_60_kb(
     check(a, b)
 
 
+@pytest.mark.parametrize("origin", ["python", "c"])
 @pytest.mark.parametrize("suite", SUITES)
-def test_registrations_and_calls(nodes: Nodes, suite: str) -> None:
+def test_registrations_and_calls(nodes: Nodes, suite: str, origin: str) -> None:
     modules = USRLOC + DIALOG
     a = nodes.python("a", suite, modules)
     b = nodes.python("b", suite, modules, "a")
     c = nodes.c("c", suite, modules, "a")
     wait_for(lambda: whole(a, b, c), 12)
-    gateway = nodes.bus.gateway
+    at, gateway = (a if origin == "python" else c).control, nodes.bus.gateway
+
+    def all_have(user: str, *there: str) -> bool:
+        return all(contacts(node, user) == [*there] for node in (a, b, c))
+
     with SipSocket(gateway) as sip:
-        register(sip, a.control, "alice", 600)
-        wait_for(lambda: contacts(b, "alice") == contacts(c, "alice") == [f"sip:alice@{sip.name}"])
-        register(sip, a.control, "alice", 0)
-        wait_for(lambda: not contacts(b, "alice") and not contacts(c, "alice"))
-        register(sip, a.control, "bob", 600)
-        late = nodes.python("late", suite, modules, "a")
+        register(sip, at, "alice", 600)
+        wait_for(lambda: all_have("alice", f"sip:alice@{sip.name}"))
+        register(sip, at, "alice", 0)
+        wait_for(lambda: all_have("alice"))
+        register(sip, at, "bob", 600)
+        late = nodes.python("late", suite, modules, origin[0] if origin == "c" else "a")
         wait_for(lambda: contacts(late, "bob") == [f"sip:bob@{sip.name}"], 12)
-    with call(a.control, gateway, gateway) as call_id:
+    with call(at, gateway, gateway) as call_id:
         for node in (a, b, c, late):
             wait_for(lambda node=node: dialogs(node) == {call_id: "4"})  # type: ignore[misc]
     for node in (a, b, c, late):
         wait_for(lambda node=node: dialogs(node).get(call_id) != "4")  # type: ignore[misc]
     check(a, b, late)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_presence_reaches_all_from_python_and_c_nodes(nodes: Nodes, suite: str) -> None:
+    a = nodes.python("a", suite, PRESENCE)
+    b = nodes.python("b", suite, PRESENCE, "a")
+    c = nodes.c("c", suite, PRESENCE, "a")
+    wait_for(lambda: whole(a, b, c), 12)
+    with SipSocket(nodes.bus.gateway) as sip:
+        for at, user in ((a, "alice"), (c, "carol")):
+            publish(sip, at.control, user)
+    for node in (a, b, c):
+        wait_for(lambda n=node: {"alice", "carol"} <= published(n))  # type: ignore[misc]
+    check(a, b)
+
+
+def listed(node: Container) -> dict[str, dict[str, str]]:
+    """What dmq.list_nodes shows, by host."""
+    blocks = node.kamcmd("dmq.list_nodes").split("}")
+    rows = [dict(re.findall(r"(\w+): (\S+)", block)) for block in blocks if "host" in block]
+    return {row["host"]: row for row in rows}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_rpc_commands(nodes: Nodes, suite: str) -> None:
+    a = nodes.python("a", suite, "")
+    c = nodes.c("c", suite, "", "a")
+    wait_for(lambda: whole(a, c), 12)
+    ours, theirs = listed(a), listed(c)
+    assert ours.keys() == theirs.keys() == {a.address, c.address}
+    for host, row in ours.items():
+        assert row.pop("kemi_dmq") == str(int(host == a.address))
+        assert row["local"] == str(int(host == a.address))
+        row["local"] = theirs[host]["local"]
+        # C knows no transport of a URI that names none.
+        row["proto"] = "*" if theirs[host]["proto"] == "*" else row["proto"].upper()
+        theirs[host]["proto"] = theirs[host]["proto"].upper()
+        if suite == "trixie":  # in C from 6.1 on
+            assert row.pop("fail_count") == "0"
+    assert ours == theirs
+    assert "status changed." in a.kamcmd("dmq.change_status", c.uri, "disabled")
+    wait_for(lambda: listed(a)[c.address]["status"] == "disabled")
+    assert "is already disabled." in a.kamcmd("dmq.change_status", c.uri, "disabled")
+    assert "node removed." in a.kamcmd("dmq.remove", c.uri)
+    wait_for(lambda: c.address not in listed(a))
+    assert f"500 - no node {c.uri} is on the list" in a.kamcmd("dmq.remove", c.uri)
+    assert "node added." in a.kamcmd("dmq.add", c.uri) or c.address in listed(a)
+    wait_for(lambda: whole(a, c), 12)
+    check(a)
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -215,27 +333,74 @@ def test_dmq_api_t(nodes: Nodes, suite: str) -> None:
     check(a)
 
 
-def test_rtpengine_binds_on_6_1(nodes: Nodes) -> None:
-    a = nodes.python("a", "forky", RTPENGINE)
-    c = nodes.c("c", "forky", RTPENGINE, "a")
-    wait_for(lambda: whole(a, c), 12)
-    assert "cannot find bind_dmq" not in a.log()
-    # The peer is there: it refuses what is no JSON, where a peer that is not there is 404.
-    reply = a.ask("KDMQ", "rtpengine", b"no JSON")
-    assert reply is not None and reply.code != 404, reply
-    assert (reply.code, reply.reason) == _c_answer(c)
-    check_started(a)
+class Rtpengine:
+    """Says to each command of Kamailio's module that it is done (rtpengine's ng protocol)."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = SipSocket(address)
+        self.place = (address, int(self.socket.name.rpartition(":")[2]))
+        self.done: list[str] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Rtpengine:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.send(b"", *self.place)
+        self._thread.join(5)
+        self.socket.socket.close()
+
+    def _run(self) -> None:
+        self.socket.socket.settimeout(None)
+        while True:
+            data, client = self.socket.socket.recvfrom(65535)
+            if not data:
+                return
+            cookie, _, text = data.partition(b" ")
+            found = re.search(rb"7:command\d+:(ping|offer|delete)", text)
+            command = found[1].decode() if found else ""
+            self.done.append(command)
+            result = b"4:pong" if command == "ping" else b"2:ok"
+            sdp = f"3:sdp{len(SDP)}:{SDP}".encode() if command == "offer" else b""
+            self.socket.socket.sendto(cookie + b" d6:result" + result + sdp + b"e", client)
 
 
-def _c_answer(node: CContainer) -> tuple[int, str]:
-    reply = node.ask("KDMQ", "rtpengine", b"no JSON")
-    assert reply is not None
-    return reply.code, reply.reason
+SDP = (
+    "v=0\r\no=- 1 1 IN IP4 10.0.0.1\r\ns=-\r\nc=IN IP4 10.0.0.1\r\nt=0 0\r\nm=audio 9 RTP/AVP 0\r\n"
+)
 
 
-def check_started(node: PythonContainer) -> None:
-    assert node.command("counters")["native_errors"] == 0
-    node.stop()
+@pytest.mark.parametrize("origin", ["python", "c"])
+def test_who_has_the_media_of_a_call_all_nodes_know_on_6_1(nodes: Nodes, origin: str) -> None:
+    """rtpengine's table of calls, which its module replicates from 6.1 on."""
+    with Rtpengine(nodes.bus.gateway) as engine:
+        modules = RTPENGINE.format(*engine.place)
+        a = nodes.python("a", "forky", modules, more=RTPENGINE_ROUTES)
+        b = nodes.python("b", "forky", modules, "a", more=RTPENGINE_ROUTES)
+        c = nodes.c("c", "forky", modules, "a")
+        wait_for(lambda: whole(a, b, c), 12)
+
+        def calls() -> list[int]:
+            shown = [node.kamcmd("rtpengine.get_hash_total") for node in (a, b, c)]
+            return [int(re.findall(r"\d+", text)[-1]) for text in shown]
+
+        at = (a if origin == "python" else c).control
+        with SipSocket(nodes.bus.gateway) as sip:
+            for method, count in (("INVITE", 1), ("BYE", 0)):
+                headers: dict[str, str | None] = {
+                    "Call-ID": "one",
+                    "From": f"<sip:x@{sip.name}>;tag=a",
+                    "To": "<sip:y@bus.test>" + (";tag=b" if method == "BYE" else ""),
+                    "Content-Type": "application/sdp",
+                }
+                body = SDP.encode() if method == "INVITE" else b""
+                data = request(at, method=method, body=body, via=sip.name, headers=headers)
+                reply = sip.ask(data, at)
+                assert reply is not None and reply.code == 200, reply
+                wait_for(lambda count=count: calls() == [count] * 3, why=calls)  # type: ignore[misc]
+        assert [command for command in engine.done if command != "ping"] == ["offer", "delete"]
+        check(a, b)
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -7,10 +7,12 @@ import threading
 
 import pytest
 
-from tests.support.kamailio import SCRIPT, Bed, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, wait_for, whole
 from tests.support.sip import SipSocket, request
 
 A, B, C, D = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"
+
+pytestmark = BOTH_ROUTINGS
 NOTIFY = f"sip:{A}:5060"
 CHANNEL = "notification_peer"
 

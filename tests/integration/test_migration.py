@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import threading
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.support.kamailio import ROOT, Bed, CNode, Kamailio, wait_for
 from tests.support.sip import SipSocket, request
@@ -92,11 +93,52 @@ class Traffic:
         self._thread.join()
 
 
-def test_the_migration_guide_as_it_is_written(bed: Bed, tmp_path: Path) -> None:
+def etc_kamailio(tmp_path: Path) -> Path:
     etc = tmp_path / "etc"
-    shutil.copytree(ROOT / "kamailio-cfg", etc)
-    native = etc / "kemi_dmq_native.cfg"
-    native.write_text(native.read_text().replace("/etc/kamailio", str(etc)))
+    etc.mkdir()
+    for name in ("kemi_dmq.cfg", "kemi_dmq_native.cfg", "kemi_dmq_native.py"):
+        text = (ROOT / "kamailio-cfg" / name).read_text()
+        (etc / name).write_text(text.replace("/etc/kamailio", str(etc)))
+    return etc
+
+
+INCLUDE = 'include_file "/etc/kamailio/kemi_dmq_native.cfg"'
+HTABLE = re.findall(r'loadmodule "htable.so".*?"enable_dmq", 1\)\n', AFTER, re.DOTALL)[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("", "", ""),
+        ("DMQ_PING_INTERVAL 60", "DMQ_PING_INTERVAL 3", "setting ping_interval is 3"),
+        ("#!define DMQ_SERVER_ADDRESS", "#!define DMQ_SERVER_ADRESS", "server_address is not set"),
+        ("10.0.0.20:5060", "10.0.0.99:5060", "10.0.0.99"),
+        ("PYTHONPATH", "", "the package is in no folder"),
+        (INCLUDE, f'loadmodule "dmq.so"\n{INCLUDE}', "dmq.so"),
+        (INCLUDE, f"{HTABLE}{INCLUDE}", "bind_dmq"),
+    ],
+)
+def test_a_trial_start_finds_what_kamailio_c_does_not(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    etc = etc_kamailio(tmp_path)
+    cfg = etc / "kamailio.new.cfg"
+    text = AFTER.replace(HTABLE, "") if HTABLE in new else AFTER
+    assert old in text or old == "PYTHONPATH"
+    cfg.write_text(text.replace(old, new, 1).replace("/etc/kamailio", str(etc)))
+    env = {**os.environ, "RUN_AS": "root", "SECONDS_TO_RUN": "2"}
+    env["PYTHONPATH"] = "" if old == "PYTHONPATH" else str(ROOT)
+    subprocess.run(["ip", "addr", "add", "10.0.0.20", "dev", "lo"], check=False)
+    done = subprocess.run(
+        [ROOT / "tools/try-start.sh", cfg], env=env, capture_output=True, text=True, cwd="/"
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == (1 if said else 0) and said in output, output
+    assert "Traceback" not in output
+
+
+def test_the_migration_guide_as_it_is_written(bed: Bed, tmp_path: Path) -> None:
+    etc = etc_kamailio(tmp_path)
     first, second, third = ADDRESSES
     notified = {first: second, second: first, third: first}
     nodes = [Moving(a, notified[a], tmp_path / a, etc) for a in ADDRESSES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 from tests.support import dns
 from tests.support.dns import DnsServer
-from tests.support.kamailio import Bed, CNode, Kamailio, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, Kamailio, PythonNode, wait_for, whole
 
 A, B, C, D = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"
+
+pytestmark = BOTH_ROUTINGS
 SERVICE = "_sip._udp.bus.test"
 RECORDS: dns.Records = {
     (SERVICE, dns.SRV): [dns.srv(10, 5, 5060, "a.bus.test"), dns.srv(20, 5, 5070, "b.bus.test")],
@@ -22,11 +25,18 @@ RECORDS: dns.Records = {
 }
 
 
-def use_dns(node: Kamailio, directory: Path, options: str = "timeout:1 attempts:1") -> None:
-    """Run it in a mount namespace whose resolv.conf names the test's server."""
+def use_dns(
+    node: Kamailio, directory: Path, options: str = "timeout:1 attempts:1", hosts: str = ""
+) -> None:
+    """Run it in a mount namespace whose resolv.conf names the test's server, and whose hosts has
+    these lines."""
     conf = directory / "resolv.conf"
     conf.write_text(f"nameserver 127.0.0.53\noptions {options}\n")
-    command = f'mount --bind {conf} /etc/resolv.conf && exec "$@"'
+    hosts_file = directory / "hosts"
+    # Kamailio asks for its own name at start.
+    hosts_file.write_text(f"127.0.0.1 localhost {socket.gethostname()}\n{hosts}")
+    command = f"mount --bind {conf} /etc/resolv.conf && mount --bind {hosts_file} /etc/hosts && "
+    command += 'exec "$@"'
     node.prefix = ["unshare", "--mount", "sh", "-c", command, "sh"]
 
 
@@ -103,6 +113,36 @@ def test_a_dns_that_does_not_answer_holds_nobody_up(bed: Bed, tmp_path: Path) ->
         assert time.monotonic() - before < 1
         server.silent = False
         wait_for(whole(a, b, d), 20, "they meet")
+
+
+@pytest.mark.parametrize("multi_notify", [0, 1])
+def test_a_dns_that_is_down_holds_back_no_name_of_etc_hosts(
+    bed: Bed, tmp_path: Path, multi_notify: int
+) -> None:
+    """As in a container: its own names have addresses, and nobody says anything of SRV records."""
+    a, b = bed.python(A), bed.python(B)
+    d = bed.python(D, "sip:bus.test", defines={"multi_notify": multi_notify})
+    use_dns(d, tmp_path, "timeout:5 attempts:2", f"{A} bus.test\n{B} bus.test\n")
+    a.start()
+    b.start()
+    with DnsServer(RECORDS, silent=True) as server:
+        d.start()
+        wait_for(whole(a, b, d) if multi_notify else whole(a, d), 3, "they meet")
+        asked = [what for what in server.asked if what[2] == dns.SRV]
+        assert len(asked) == 1, "one look-up at a time, however often the name is asked for"
+
+
+def test_srv_records_that_come_late_are_asked_as_well(bed: Bed, tmp_path: Path) -> None:
+    a, b, c = alone(bed)
+    d = bed.python(D, "sip:bus.test", defines={"multi_notify": 1})
+    hosts = f"{C} bus.test\n{A} a.bus.test\n{B} b.bus.test\n"
+    use_dns(d, tmp_path, "timeout:1 attempts:2", hosts)
+    records = {("bus.test", dns.SRV): RECORDS[SERVICE, dns.SRV]}
+    with DnsServer(records, silent=True) as server:
+        d.start()
+        wait_for(whole(c, d), 3, "the address")
+        server.silent = False
+        wait_for(whole(a, b, c, d), 5, "the targets")
 
 
 def test_aaaa_records(bed: Bed, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -13,18 +15,23 @@ from tests.support.c_modules import (
     HTABLE,
     HTABLE_SYNC,
     ROUTES,
+    USRLOC,
     AnyNode,
+    contacts,
     items,
     put,
+    register,
     remove,
     value,
 )
-from tests.support.kamailio import Bed, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, PythonNode, wait_for, whole
+from tests.support.sip import SipSocket
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
 
 
+@BOTH_ROUTINGS
 def test_htable_replicates_both_ways_with_a_c_node(bed: Bed) -> None:
     a = bed.python(A, defines=BIND, after=HTABLE)
     c = bed.c(C, NOTIFY, before=HTABLE)
@@ -94,8 +101,7 @@ def test_init_with_single_asks_one_node_and_not_all(bed: Bed, single: int) -> No
     assert c.counters()["sent"] == (1 if single else 2)
 
 
-def test_a_node_that_returns_is_synced_again(bed: Bed) -> None:
-    """Both sides ask: the one that is back for what it missed, the other for what that one has."""
+def test_a_node_that_was_started_again_asks_for_what_it_missed(bed: Bed) -> None:
     a, b = node(bed, "python", A), node(bed, "python", B, NOTIFY)
     a.start()
     b.start()
@@ -106,6 +112,57 @@ def test_a_node_that_returns_is_synced_again(bed: Bed) -> None:
     put(a, "two", "2")
     b.start()
     wait_for(lambda: (value(b, "one"), value(b, "two")) == ("1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("others", "cut_off"),
+    [(["python"], "python"), (["python", "c"], "python"), (["python", "python"], "c")],
+)
+def test_a_node_that_was_cut_off_brings_nothing_old_back(
+    bed: Bed, others: list[str], cut_off: str
+) -> None:
+    """As with dmq.so each keeps what it has when a cut heals; who is started again asks."""
+
+    def made(kind: str, address: str, notify: str = "") -> AnyNode:
+        modules = HTABLE_SYNC + USRLOC
+        if kind == "c":
+            return bed.c(address, notify, before=modules)
+        script = SCRIPT.read_text() + ROUTES
+        return bed.python(address, notify, defines=BIND, after=modules, script=script)
+
+    stale = made(cut_off, B, NOTIFY)
+    good = [made(k, at, NOTIFY if at != A else "") for k, at in zip(others, (A, C), strict=False)]
+    a = good[0]
+    for each in (*good, stale):
+        each.start()
+    wait_for(whole(*good, stale), 5)
+
+    def state(of: AnyNode) -> list[object]:
+        return [value(of, "x"), value(of, "y"), len(contacts(of, "alice"))]
+
+    with SipSocket() as sip:
+        put(a, "x", "1")
+        put(a, "y", "1")
+        register(sip, A, "alice", 600)
+        wait_for(lambda: all(state(each) == ["1", "1", 1] for each in (*good, stale)))
+        assert stale.process is not None
+        os.killpg(stale.process.pid, signal.SIGSTOP)
+        wait_for(lambda: stale.uri not in a.active(), 20)  # who alone sends from now on
+        put(a, "x", "2")
+        remove(a, "y")
+        register(sip, A, "alice", 0)
+        wait_for(lambda: all(state(each) == ["2", None, 0] for each in good))
+    os.killpg(stale.process.pid, signal.SIGCONT)
+    wait_for(whole(*good, stale), 30)
+    put(stale, "healed", "1")
+    wait_for(lambda: all(value(each, "healed") == "1" for each in good))
+    time.sleep(1)  # what they would ask for has come within milliseconds
+    assert [state(each) for each in good] == [["2", None, 0]] * len(good)
+    assert state(stale) == ["1", "1", 1]
+    stale.kill()
+    stale.start()
+    wait_for(lambda: state(stale) == ["2", None, 0] and value(stale, "healed") == "1", 20)
+    assert [state(each) for each in good] == [["2", None, 0]] * len(good)
 
 
 def test_ten_thousand_sets_reach_a_c_node_and_a_python_node(bed: Bed) -> None:

@@ -54,7 +54,11 @@ def start(*nodes: PythonNode | CNode) -> None:
 
 
 def ask(
-    node: PythonNode, method: str, body: bytes = b"", source: str = "127.0.0.1", **headers: str
+    node: PythonNode | CNode,
+    method: str,
+    body: bytes = b"",
+    source: str = "127.0.0.1",
+    **headers: str,
 ) -> SipReply:
     with SipSocket(source) as sip:
         more: dict[str, str | None] = {n.replace("_", "-"): v for n, v in headers.items()}
@@ -108,6 +112,80 @@ def test_routes_ask_for_nodes_and_replicate_once(bed: Bed) -> None:
     ask(a, "OPTIONS")
     wait_for(lambda: a.log().count("REPLICATED") == 1 and b.log().count("KEPT") == 1)
     assert "ONSEND OPTIONS" in a.log(), "the user's own onsend_route runs"
+
+
+RC_CALLS = [(f, rc) for f in ("handle_message", "process_message") for rc in ("", "0", "1", "5")]
+
+
+def test_after_a_handled_request_the_script_ends_or_goes_on_as_in_c(bed: Bed) -> None:
+    """dmq_handle_message() and dmq_handle_message("1"), which lets the script go on."""
+    a, c = native(bed, A), bed.c(C)
+    calls = {
+        a: ('python_exec("dmq_handle_message")', 'python_exec("dmq_{}"{})', ', "{}"'),
+        c: ("dmq_handle_message()", "dmq_{}({})", '"{}"'),
+    }
+    for node, (old, call, argument) in calls.items():
+        text = node.cfg.read_text()
+        assert old in text
+        routes = ""
+        for number, (function, rc) in enumerate(RC_CALLS):
+            this = call.format(function, argument.format(rc) if rc else "")
+            routes += (
+                f'if ($hdr(X-Case) == "{number}") {{\n{this};\n'
+                f'xlog("L_NOTICE", "WENT ON {number}\\n");\nexit;\n}}\n'
+            )
+        first = '    if (is_method("KDMQ")) {'
+        node.cfg.write_text(text.replace(first, f"{first}\n{routes}", 1))
+        node.start()
+
+    def went_on(node: PythonNode | CNode) -> list[str]:
+        lines = node.log().splitlines()
+        return [line.rpartition("WENT ON ")[2] for line in lines if "WENT ON" in line]
+
+    for node in (a, c):
+        for number in range(len(RC_CALLS)):
+            reply = ask(node, "KDMQ", X_Case=str(number))
+            assert reply.code == (404 if node is c else 200)
+    wait_for(lambda: len(went_on(a)) >= 4)
+    assert went_on(a) == went_on(c) == ["2", "3", "6", "7"]
+    assert len(a.events("message")) == len(RC_CALLS)
+
+
+def test_routes_give_a_message_to_a_peer_themselves(bed: Bed) -> None:
+    """dmq_process_custom() and dmq_handle_custom() of dmq.so's development branch."""
+    routes = """
+    if (is_method("MESSAGE")) {
+        $var(dmq_body) = $rb;
+        if (python_exec("dmq_$hdr(X-Function)", "$hdr(X-Words)")) { sl_send_reply("200", "OK"); }
+        else { sl_send_reply("500", "Not"); }
+        exit;
+    }
+"""
+    a = native(bed, A, routes=routes, defines={"num_workers": 1}, children=1)
+    b = native(bed, B, NOTIFY)
+    start(a, b)
+    for function in ("process_custom", "handle_custom"):
+        for words, code in (
+            (f"acme {b.uri} text/x; a=b", 200),
+            ("acme sip:nobody@127.0.0.9", 200),
+            (f"nobody {b.uri}", 500),
+            ("acme", 500),
+        ):
+            body = f"{function} {words}".encode() + b"\0\xff"
+            reply = ask(a, "MESSAGE", body, X_Function=function, X_Words=words)
+            assert reply.code == code, (function, words)
+    wait_for(lambda: len(a.events("message")) == 4)
+    events = a.events("message")
+    assert [(e["node"], e["content_type"]) for e in events] == [
+        (b.uri, "text/x; a=b"),
+        (None, "text/plain"),
+    ] * 2
+    assert bytes.fromhex(events[0]["body"]) == (
+        f"process_custom acme {b.uri} text/x; a=b".encode() + b"\0\xff"
+    )
+    children = a.children()
+    ran = ["dmq_workers" in children[event["pid"]] for event in events]
+    assert ran == [False, False, True, True]
 
 
 def test_node_events_run_the_event_routes_of_kamailio_cfg(bed: Bed) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.support.c_modules import BIND, HTABLE
@@ -33,19 +36,36 @@ def test_cffi_is_missing(bed: Bed) -> None:
     refused(bed.python(A, defines=BIND, script=script), "it must be 0 without cffi")
 
 
-def test_memory_cannot_be_made_executable(bed: Bed) -> None:
-    script = (
-        LAYOUT
-        + "def refuse(*args, **more):\n    raise MemoryError\n"
-        + "declare = layout.declare\n"
-        + "def without(version):\n"
-        + "    ffi = declare(version)\n    ffi.callback = refuse\n    return ffi\n"
-        + "layout.declare = without\n"
-    )
-    refused(
-        bed.python(A, defines=BIND, script=script + SCRIPT.read_text()),
-        "it must be 0 where memory cannot be made executable",
-    )
+#: Memory that is writable, or was, does not become executable: PR_SET_MDWE, as systemd's
+#: MemoryDenyWriteExecute has it.
+DENY = """
+import ctypes, os, sys
+pr_set_mdwe, refuse_exec_gain = 65, 1
+if ctypes.CDLL(None).prctl(pr_set_mdwe, refuse_exec_gain, 0, 0, 0) != 0:
+    sys.exit("the kernel has no PR_SET_MDWE")
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def deny() -> list[str]:
+    command = [sys.executable, "-c", DENY]
+    if subprocess.run([*command, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("the kernel has no PR_SET_MDWE (Linux 6.3)")
+    return command
+
+
+def test_memory_cannot_be_made_executable(bed: Bed, deny: list[str]) -> None:
+    node = bed.python(A, defines=BIND, after=HTABLE)
+    node.prefix = deny
+    refused(node, "it must be 0 where memory cannot be made executable")
+
+
+def test_without_c_modules_memory_need_not_be_made_executable(bed: Bed, deny: list[str]) -> None:
+    node = bed.python(A)
+    node.prefix = deny
+    node.start()
+    assert node.command("bcast", body="x") == 0
 
 
 @pytest.mark.parametrize(

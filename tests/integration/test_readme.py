@@ -16,10 +16,16 @@ A, B = "127.0.0.24", "127.0.0.25"
 class Example(Kamailio):
     """Started as its text says: without a working directory, with the package beside it."""
 
+    def kamcmd(self, *command: str) -> str:
+        self.ctl = f"unix:{self.directory}/kamailio_ctl"
+        return super().kamcmd(*command)
+
     def start(self, wait: bool = True) -> None:
+        # A place of its own for what is in /run/kamailio.
+        own = ["-P", f"{self.directory}/pid", "-Y", str(self.directory)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["kamailio", "-DD", "-E", "-f", str(self.cfg), "-P", f"{self.directory}/pid"],
+                ["kamailio", "-DD", "-E", "-f", str(self.cfg), *own],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -53,6 +59,7 @@ def example(bed: Bed, cfg: str, script: str, address: str) -> Example:
     wait_for(heard)
     assert other.bcast(b"hello from C") == 200
     wait_for(lambda: "hello from C" in node.log())
+    assert "dmq_engine" in node.kamcmd("core.psx"), "the example has a control socket"
     return node
 
 
@@ -71,25 +78,31 @@ def test_the_example_that_routes_in_kamailio_cfg_works(bed: Bed) -> None:
     wait_for(lambda: f"sip:{B}:5060 is on the bus" in node.log())
 
 
-def complete_node(name: str, script: str) -> tuple[str, str]:
-    folder = Path(ROOT, "kamailio-cfg")
-    cfg = (folder / name).read_text().replace("127.0.0.3", B)
-    return cfg, (folder / script).read_text()
+def complete_node(name: str, script: str = "") -> tuple[str, str]:
+    folder = Path(ROOT, "kamailio-cfg/examples")
+    cfg = (folder / f"{name}.cfg").read_text().replace("127.0.0.3", B)
+    return cfg, (folder / f"{script or name}.py").read_text()
+
+
+def test_no_file_of_ours_overwrites_a_kamailio_cfg() -> None:
+    """Whoever copies kamailio-cfg into /etc/kamailio keeps what is there."""
+    names = {path.name for path in (ROOT / "kamailio-cfg").rglob("*") if path.is_file()}
+    assert names and not [name for name in names if "dmq" not in name]
 
 
 def test_the_complete_node_works(bed: Bed) -> None:
-    cfg, script = complete_node("kamailio.cfg", "dmq_node.py")
+    cfg, script = complete_node("dmq_node")
     example(bed, cfg, script, "127.0.0.2")
 
 
 def test_the_complete_node_that_routes_in_kamailio_cfg_works(bed: Bed) -> None:
-    cfg, script = complete_node("kamailio_native.cfg", "dmq_peers.py")
+    cfg, script = complete_node("dmq_native_node", "dmq_peers")
     node = example(bed, cfg, script, "127.0.0.2")
     wait_for(lambda: f"sip:{B}:5060 is on the bus" in node.log())
 
 
 def test_the_complete_node_works_with_c_modules(bed: Bed) -> None:
-    cfg, script = complete_node("kamailio.cfg", "dmq_node.py")
+    cfg, script = complete_node("dmq_node")
     example(
         bed, cfg.replace("#!KAMAILIO", "#!KAMAILIO\n#!define WITH_C_MODULES"), script, "127.0.0.2"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, PythonNode, wait_for, whole
+from tests.support.sip import SipSocket, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
@@ -46,6 +47,24 @@ def test_an_unknown_keyword_stops_kamailio_with_one_line(bed: Bed) -> None:
     )
 
 
+@BOTH_ROUTINGS
+def test_a_peer_with_the_name_of_the_notification_channel_stops_it_with_one_line(bed: Bed) -> None:
+    node = bed.python(A, defines={"notification_channel": "acme"})
+    refused(node, "notification_channel is 'acme'; it must be another name than that of a peer")
+
+
+@BOTH_ROUTINGS
+def test_so_does_one_of_a_module_that_was_imported_before(bed: Bed) -> None:
+    script = f"import sys\nsys.path.append({str(bed.directory)!r})\nimport peers_of_mine\n"
+    (bed.directory / "peers_of_mine.py").write_text(
+        "import kemi_dmq\nkemi_dmq.dmq_load_api().register_dmq_peer(kemi_dmq.Peer('early'))\n"
+    )
+    node = bed.python(
+        A, defines={"notification_channel": "early"}, script=script + SCRIPT.read_text()
+    )
+    refused(node, "notification_channel is 'early'; it must be another name than that of a peer")
+
+
 def refused(node: PythonNode, said: str) -> None:
     node.start(wait=False)
     assert node.process is not None
@@ -76,6 +95,57 @@ def test_an_advertised_address_needs_server_socket_only(bed: Bed) -> None:
     a.start()
     assert a.command("socket") == f"udp:{A}:5060"
     assert a.nodes() == {"sip:127.0.0.9:5060": "active"}
+
+
+def test_an_address_that_the_listen_line_advertises_needs_none(bed: Bed) -> None:
+    a = bed.python(
+        A,
+        defines={"server_address": "sip:127.0.0.9:5060"},
+        listen=f"listen=udp:{A}:5060 advertise 127.0.0.9:5060",
+    )
+    a.start()
+    assert a.nodes() == {"sip:127.0.0.9:5060": "active"}
+
+
+@BOTH_ROUTINGS
+@pytest.mark.parametrize("sl_send", [0, 1])
+def test_all_leaves_from_server_socket_with_the_advertised_address_as_its_name(
+    bed: Bed, sl_send: int
+) -> None:
+    listen = f"listen=udp:{A}:5060\nlisten=udp:{A}:5070\ndisable_tcp=yes"
+    settings: dict[str, object] = {
+        "server_address": "sip:127.0.0.9:5090",
+        "server_socket": f"udp:{A}:5070",
+        "worker_usleep": 1000,  # accepted, of no effect
+        "sl_send": sl_send,
+    }
+    a = bed.python(A, f"sip:{B}:5060", listen=listen, defines=settings)
+    with SipSocket(B, 5060) as peer:
+        a.start()
+        peer.socket.settimeout(5)
+
+        def next_of(name: str) -> tuple[list[str], tuple[str, int]]:
+            """The headers and the source of the next request to a peer of B."""
+            while True:
+                data, source = peer.socket.recvfrom(65535)
+                if data.startswith(f"KDMQ sip:{name}@".encode()):
+                    return data.decode().split("\r\n"), source
+
+        def check(name: str) -> None:
+            lines, source = next_of(name)
+            assert source == (A, 5070)
+            via, *more = [line for line in lines if line.startswith("Via:")]
+            assert via.startswith(f"Via: SIP/2.0/UDP {A}:5070;") and not more
+            (sender,) = [line for line in lines if line.startswith("From:")]
+            assert f"<sip:{name}@127.0.0.9:5090>" in sender
+
+        check("notification_peer")
+        body = f"sip:{B}:5060;status=active\r\n".encode()
+        data = request(A, user="notification_peer", body=body, via=peer.name, sender=peer.name)
+        assert peer.ask(data, A) is not None
+        wait_for(lambda: len(a.active()) == 2)
+        assert a.command("bcast", body="x") == 0
+        check("acme")
 
 
 @BOTH_ROUTINGS

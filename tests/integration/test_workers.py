@@ -86,6 +86,24 @@ def test_a_slow_peer_holds_up_no_sip_worker_and_no_other_node(bed: Bed) -> None:
     assert c.nodes()[a.uri] == "active" and b.active() == {a.uri, b.uri, c.uri}
 
 
+def test_who_is_new_does_not_wait_for_a_worker_that_hangs(bed: Bed) -> None:
+    """The other worker is busy all the time, and its queue the longer one."""
+    a = node_with(bed, 2, children=1)
+    a.start()
+    with SipSocket() as sip:
+
+        def send(body: bytes, sender: int) -> None:
+            sip.send(request(A, body=body, via=sip.name, sender=f"127.0.1.{sender}:5060"), A)
+
+        send(b"sleep 4", 1)
+        wait_for(lambda: len(a.events("message")) == 1)
+        hangs = a.events("message")[0]["pid"]
+        for number in range(2, 62):
+            send(b"sleep 0.02", number)
+        wait_for(lambda: len(a.events("message")) == 61, 3.5)
+    assert [event["pid"] for event in a.events("message")].count(hangs) == 1
+
+
 @BOTH_ROUTINGS
 def test_one_nodes_messages_keep_their_order(bed: Bed) -> None:
     """One SIP worker receives; three workers run messages of three nodes, some of them slow."""

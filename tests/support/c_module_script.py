@@ -4,6 +4,7 @@ structures and function pointers, and commands that call dmq_api_t as a C module
 It finds bind_dmq as a C module does; peer "cmod" answers as its message says.
 """
 
+import kemi_dmq.native.binding
 from kemi_dmq.native import layout
 
 ffi = layout.declare(KSR.pv.get("$version(num)"))
@@ -41,9 +42,12 @@ def c_peer(msg, response, node):
     assert msg == core_message()
     body = KSR.pv.get("$rb") or ""
     note("c_peer", node=node_of(node), body=body if len(body) < 100 else "", size=len(body))
+    kind = c_string(b"text/plain")
     if body == "send it back":
-        kind = c_string(b"text/plain")
         c_api.send_message(c_registered, c_string(b"back"), node, ffi.NULL, 1, kind)
+    if body == "ask back":
+        reply_callback.param = ffi.NULL
+        c_api.send_message(c_registered, c_string(b"asked"), node, reply_callback, 1, kind)
     if body.startswith("fail"):
         return -1
     parts = body.split(" ", 3) if body.startswith("answer ") else ["", "200", "OK"]
@@ -126,6 +130,10 @@ class WithC(Kamailio):
 
     def do_c_find(self, args):
         return node_of(c_api.find_dmq_node_uri(c_string(args["uri"].encode())))
+
+    def do_c_strings(self, args):
+        """How many of its strings the process keeps."""
+        return len(kemi_dmq.native.binding._binding._sender._strings)
 
     def do_c_socket(self, args):
         return text(c_api.get_dmq_server_socket())

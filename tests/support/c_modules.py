@@ -137,6 +137,30 @@ def register(sip: SipSocket, at: str, user: str, expires: int) -> None:
     assert reply is not None and reply.code == 200, reply
 
 
+def publish(sip: SipSocket, at: str, user: str) -> None:
+    """Publish at the node with the address at that a user is there."""
+    body = (
+        f'<?xml version="1.0"?><presence xmlns="urn:ietf:params:xml:ns:pidf" '
+        f'entity="sip:{user}@{at}"><tuple id="t"><status><basic>open</basic></status></tuple>'
+        "</presence>"
+    ).encode()
+    headers: dict[str, str | None] = {
+        "To": f"<sip:{user}@{at}>",
+        "From": f"<sip:{user}@{at}>;tag=1",
+        "Event": "presence",
+        "Expires": "600",
+        "Content-Type": "application/pidf+xml",
+    }
+    data = request(at, method="PUBLISH", user=user, body=body, via=sip.name, headers=headers)
+    reply = sip.ask(data, at)
+    assert reply is not None and reply.code == 200, reply
+
+
+def published(node: Commanded) -> set[str]:
+    """The users whose presence a node knows."""
+    return set(re.findall(r"user: (\w+)", node.kamcmd("presence.presentity_list")))
+
+
 @contextmanager
 def call(
     through: str, caller_address: str = "127.0.0.11", callee_address: str = "127.0.0.12"

@@ -358,6 +358,9 @@ request_route {{
 #!ifdef WITH_PRESENCE
     if (is_method("PUBLISH")) {{ handle_publish(); exit; }}
 #!endif
+#!ifdef MOD_dialog
+    if (is_method("INVITE|ACK|BYE")) {{ dlg_manage(); t_relay(); exit; }}
+#!endif
     if (is_method("REGISTER")) {{
         xlog("L_ERR", "REGISTERED from=$si callid=$ci\\n");
         sl_send_reply("200", "OK");

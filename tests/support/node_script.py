@@ -4,6 +4,7 @@ A test drives it with INFO requests (user part: the command, body: JSON, reply: 
 what happened from the file events.jsonl in the node's directory.
 """
 
+import itertools
 import json
 import os
 import time
@@ -31,9 +32,8 @@ def on_acme(message, node):
     note(
         "message",
         peer=message.peer_id,
-        body=message.body_bytes.hex() if len(message.body_bytes) < 2000 else "",
+        body=message.body_bytes.hex(),
         size=len(message.body_bytes),
-        sum=sum(message.body_bytes),
         sender=message.from_uri,
         node=node.uri if node else None,
         content_type=message.content_type,
@@ -68,6 +68,7 @@ def on_reply(reply, node, param):
         body=reply.body,
         content_type=reply.content_type,
         timed_out=reply.timed_out,
+        outcome=reply.outcome,
         node=node.uri if node else None,
         param=param,
     )
@@ -82,6 +83,13 @@ def body_of(args):
     if "hex" in args:
         return bytes.fromhex(args["hex"])
     return args.get("body", "") * args.get("times", 1)
+
+
+def kept(args):
+    return {name: args[name] for name in ("ordered", "deadline") if name in args}
+
+
+numbers = itertools.count(1)
 
 
 class Kamailio:
@@ -133,6 +141,7 @@ class Kamailio:
             resp_cback=callback,
             max_forwards=args.get("max_forwards", 1),
             content_type=args.get("content_type", "text/plain"),
+            **kept(args),
         )
 
     def do_send(self, args):
@@ -144,7 +153,18 @@ class Kamailio:
             body_of(args),
             api.find_dmq_node_uri(args["to"]),  # type: ignore[arg-type]
             resp_cback=callback,
+            **kept(args),
         )
+
+    def do_post(self, args):
+        """Messages with this process's pid and a number of its own; what each call gave."""
+        callback = kemi_dmq.ResponseCallback(on_reply, "posted") if args.get("told") else None
+        return [
+            api.bcast_message(
+                acme, f"{os.getpid()} {next(numbers)}", resp_cback=callback, **kept(args)
+            )
+            for _ in range(args["count"])
+        ]
 
     def do_silent(self, args):
         return [api.bcast_message(silent, args["body"]) for _ in range(args["count"])]

@@ -126,6 +126,7 @@ class Bed:
         shared = self.runtime.shared
         for fd in (
             shared.engine_inbox.fd,
+            shared.posts.fd,
             shared.callbacks_inbox.fd,
             shared.processes._lock_fd,
             shared.names._lock_fd,

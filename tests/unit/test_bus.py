@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import kemi_dmq
 from kemi_dmq import Message, Node, Peer, Reply, Response, ResponseCallback, Status
 from kemi_dmq.bus import HEADERS, MAX_BODY, MAX_EVENT_PARAM, MAX_UDP
+from kemi_dmq.engine import Bodies, pack_nodes
 from kemi_dmq.shared import Inbox
 from kemi_dmq.testing.fake_kamailio import ReceivedReply, Request
 from kemi_dmq.wire import SUPPORTED
@@ -76,6 +77,18 @@ def test_every_reply_says_that_this_node_runs_kemi_dmq(bed: Bed) -> None:
     requests = [Request(), Request(ruri="sip:nobody@10.0.0.1"), notification(b"")]
     requests += [Request(ruri="sip:10.0.0.1"), notification(b"garbage")]
     assert all(bed.ask(request).headers == SUPPORTED for request in requests)
+
+
+def test_the_local_node_has_its_address_before_the_engine_says_anything(bed: Bed) -> None:
+    assert bed.new().nodes()[0].address == "10.0.0.1"
+
+
+def test_the_address_of_a_local_node_with_a_name_is_that_of_its_socket(bed: Bed) -> None:
+    dmq = bed.new(server_address="sip:a.test:5060", server_socket="udp:10.0.0.1:5060")
+    assert dmq.nodes()[0].address == "10.0.0.1"
+    name = Node("sip:a.test:5060", "a.test", 5060, "udp", Status.ACTIVE, local=True)
+    bed.runtime.shared.snapshot.publish(pack_nodes([name, PYTHON_NODE], Bodies("", "", "")))
+    assert [n.address for n in dmq.nodes()] == ["10.0.0.1", "10.0.0.2"]
 
 
 def test_an_unknown_sender_is_none(bed: Bed) -> None:

@@ -12,6 +12,7 @@ import pytest
 from kemi_dmq.commands import Commands
 from kemi_dmq.engine import Engine, command_event
 from kemi_dmq.gate import Gate
+from kemi_dmq.outbox import Ended
 from kemi_dmq.settings import check
 from kemi_dmq.shared import Shared
 from kemi_dmq.wire import SipUri
@@ -116,6 +117,12 @@ class Nowhere:
         self.published.append(value())
 
     def callback(self, event: tuple[Any, ...]) -> None:
+        pass
+
+    def outcome(self, ended: Ended) -> bool:
+        return True
+
+    def full(self, nodes: frozenset[tuple[str, int]]) -> None:
         pass
 
     def resolve(self, host: str, srv: str) -> None:

@@ -151,6 +151,24 @@ def test_replication_goes_to_all_active_nodes_unless_it_came_from_one(
     assert results == [0, -1, -1, 0]
 
 
+def test_replication_goes_to_addresses_and_passes_over_what_cannot_be_sent_to(
+    bed: Bed, calls: Calls
+) -> None:
+    name = Node(
+        "sip:c.test:5060", "c.test", 5060, "udp", Status.ACTIVE, address="2001:db8::7"
+    )  # fmt: skip
+    bed.publish(node("sip:10.0.0.3:5060;transport=tls"), name, OTHER)
+    results: list[int] = []
+    bed.kamailio.receive(
+        Request(ruri="sip:alice@h", method="REGISTER", source=("10.0.0.9", 5060)),
+        lambda msg: results.append(bed.ksr.dmq.t_replicate()),
+    )
+    sent = [(copy.uri, copy.sock) for copy in bed.kamailio.replicated]
+    socket = "udp:10.0.0.1:5060"
+    assert sent == [("sip:[2001:db8::7]:5060", socket), ("sip:10.0.0.2:5060", socket)]
+    assert results == [-1]
+
+
 @pytest.mark.parametrize("name", ["process_custom_message", "handle_custom_message"])
 def test_a_custom_message_reaches_the_peer_as_if_the_node_had_sent_it(
     bed: Bed, calls: Calls, name: str

@@ -243,6 +243,19 @@ def test_a_lost_ping_disables_and_the_next_removes_as_in_c() -> None:
     assert first + 5 <= silence.now < first + 15, "one failure counts in a ping_interval"
 
 
+def test_pings_without_answer_are_counted_and_shown() -> None:
+    membership = make(fail_count_enabled=1, fail_count_threshold_not_active=9)
+    silence = Silence(membership, 0.0, of(Notify, hello(membership, A)))
+
+    def count() -> int:
+        return membership.nodes()[1].fail_count
+
+    for failed in (1, 2):
+        assert of(Publish, silence.fail()) and count() == failed
+    assert of(Publish, hello(membership, A, silence.now)) and count() == 0
+    assert not of(Publish, hello(membership, A, silence.now))
+
+
 def test_with_remove_inactive_0_it_stays_as_not_active() -> None:
     membership = make(remove_inactive=0)
     silence = silent(membership)
@@ -293,6 +306,36 @@ def test_a_late_answer_revives_and_an_old_failure_does_not_count_any_more() -> N
     assert statuses(membership) == {"10.0.0.2": "active"}
     membership.on_no_answer(notice, 9.1)
     assert statuses(membership) == {"10.0.0.2": "active"}
+
+
+def test_a_node_that_speaks_is_not_judged_by_a_ping_that_was_sent_before() -> None:
+    """As when a cut heals between a ping and its end."""
+    membership = make()
+    membership.start(0.0)
+    silence = Silence(membership, 0.0, of(Notify, hello(membership, A)))
+    silence.fail()
+    assert statuses(membership) == {"10.0.0.2": "disabled"}
+    silence.took(membership.tick(silence.now + 1.0))
+    (before,) = silence.sent
+    spoke = silence.now + 1.5
+    actions = hello(membership, A, spoke)
+    assert [tell.event for tell in of(Tell, actions)] == [UP]
+    (after,) = of(Notify, actions)
+    assert of(Tell, membership.on_no_answer(before, spoke + 0.5)) == []
+    assert statuses(membership) == {"10.0.0.2": "active"}
+    membership.on_no_answer(after, spoke + after.patience)
+    assert statuses(membership) == {"10.0.0.2": "disabled"}
+
+
+def test_a_node_that_speaks_is_asked_again_before_it_is_judged_but_once() -> None:
+    membership = make()
+    membership.start(0.0)
+    (first,) = of(Notify, hello(membership, A))
+    assert of(Notify, hello(membership, A, 5.0)) == []
+    (second,) = of(Notify, membership.tick(6.0))
+    assert of(Tell, membership.on_no_answer(first, 8.0)) == []
+    hello(membership, A, 10.0)
+    assert [tell.event for tell in of(Tell, membership.on_no_answer(second, 14.0))] == [DISABLED]
 
 
 def test_a_node_that_is_away_is_probed_with_a_growing_pause_and_then_forgotten() -> None:

@@ -67,11 +67,36 @@ def test_a_message_goes_to_one_node(bed: Bed, what: str, result: int) -> None:
     assert bed.kamailio.variables["dmq_body"] == b"", "nor does it go with the next message"
 
 
+def test_a_call_without_its_second_argument_is_false_with_one_line(bed: Bed) -> None:
+    handler = started(bed)
+    for name in ("dmq_bcast_message", "dmq_send_message"):
+        bed.kamailio.variables["dmq_body"] = b"x"
+        assert getattr(handler, name)(None) == -1
+        assert bed.kamailio.variables["dmq_body"] == b""
+    assert ['needs a second argument: "PEER' in line for line in bed.errors()] == [True, True]
+
+
 def test_a_process_begins_with_an_empty_variable(bed: Bed) -> None:
     handler = started(bed)
     handler.child_init(1)
     assert handler.dmq_bcast_message(None, "acme") == 1
     assert bed.kamailio.requests[0].body == b""
+
+
+@pytest.mark.parametrize(
+    ("given", "result"), [((), 0), (("0",), 0), (("1",), 1), (("7",), 1), (("-1",), -1), (("",), 0)]
+)
+@pytest.mark.parametrize("name", ["dmq_handle_message", "dmq_process_message"])
+def test_the_script_goes_on_where_it_is_told_to(
+    bed: Bed, name: str, given: tuple[str, ...], result: int
+) -> None:
+    handler = started(bed)
+    results: list[int] = []
+    bed.kamailio.receive(
+        Request(ruri="sip:nobody@10.0.0.1:5060"),
+        lambda msg: results.append(getattr(handler, name)(msg, *given)),
+    )
+    assert results == [result]
 
 
 def test_replication_is_true_unless_the_request_came_from_a_node(bed: Bed) -> None:

@@ -312,3 +312,31 @@ def test_names_end_where_the_room_ends() -> None:
     assert added == Names.SIZE // 61
     assert names.has(f"{added - 1:060}") and not names.has(f"{added:060}")
     os.close(names._lock_fd)
+
+
+def test_events_of_several_processes_are_taken_in_the_order_of_their_times(inbox: Inbox) -> None:
+    def put(number: int) -> list[int]:
+        return [inbox.put(("x", float(3 * n + number))) for n in range(30)]
+
+    for tickets in together(put, 3):
+        assert 0 not in tickets
+    taken: list[float] = []
+    while len(taken) < 50:  # some at a time, as the engine does
+        for event in inbox.take_in_order(1000.0):
+            taken.append(event[1])
+            if len(taken) % 7 == 0:
+                break
+    taken += [event[1] for event in inbox.take_in_order(70.0)]
+    assert taken == [float(n) for n in range(71)], "what is later stays"
+    taken += [event[1] for event in inbox.take_in_order(1000.0)]
+    assert taken == [float(n) for n in range(90)] and inbox.backlog() == 0
+
+
+def test_events_are_taken_in_order_across_the_end_of_a_ring(processes: Processes) -> None:
+    inbox = Inbox(processes, 4096)
+    for n in range(1000):
+        assert inbox.put(("x", float(n), "y" * (n % 90)))
+        if n % 9 == 8:
+            (first, *others) = inbox.take_in_order(1e9)
+            assert [event[1] for event in (first, *others)] == [float(n - 8 + i) for i in range(9)]
+    os.close(inbox.fd)

@@ -45,6 +45,28 @@ def test_work_goes_to_those_who_wait_for_it_and_then_to_the_shortest_queue(three
     assert three.idle[0] == three.idle[2] == 0
 
 
+def test_a_worker_that_hangs_gets_nothing_new_while_others_are_only_busy(
+    three: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000]
+    monkeypatch.setattr("kemi_dmq.workers._now", lambda: clock[0])
+    running = []
+    for number in range(3):
+        three.inboxes[number].put(("x" * 1000 * (number == 1),))  # worker 1 has the longest
+        running.append(three.inboxes[number].take())
+        next(running[-1])
+        three.begins(number)
+    clock[0] += 500
+    for number in (1, 2):
+        three.begins(number)  # their next ones; worker 0 is still at its first
+    for number in range(20):
+        assert three.put(f"sender {number}", (number,))
+    assert three.taken(0) == [""], "what it is at"
+    list(running[1])
+    three.waits(1, True)
+    assert three.idle[1] == (three.inboxes[1].backlog() == 0)
+
+
 def test_one_worker_gets_all_work_as_long_as_it_is_done_with_it(three: Queues) -> None:
     three.idle[0] = three.idle[1] = three.idle[2] = 1
     seen = set()

@@ -1,4 +1,4 @@
-"""The peers of a node that routes in kamailio.cfg (see kamailio_native.cfg)."""
+"""The peers of a node that routes in kamailio.cfg (see dmq_native_node.cfg)."""
 
 import KSR
 

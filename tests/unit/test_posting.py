@@ -1,0 +1,426 @@
+"""Ordered messages and such with a deadline, from the call to the outcome, with the fake KSR."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kemi_dmq import Message, Node, Outcome, Peer, Reply, ResponseCallback, Status
+from kemi_dmq.bus import MAX_ANSWER, MAX_UDP
+from kemi_dmq.callbacks import run_callback
+from kemi_dmq.engine import Bodies, Engine, Published, pack_nodes
+from kemi_dmq.outbox import WINDOW, Ended
+from kemi_dmq.settings import check
+from kemi_dmq.testing.fake_kamailio import ReceivedReply, Request
+from kemi_dmq.wire import ENCODED, decode_body, encode_body, parse_body
+
+from .conftest import LOCAL, Bed, Handler, node
+from .processes import together
+
+A = node("sip:10.0.0.2:5060")
+B = node("sip:10.0.0.3:5060")
+AWAY = node("sip:10.0.0.4:5060", Status.NOT_ACTIVE)
+C_NODE = node("sip:10.0.0.5:5060", python=False)
+
+heard: list[tuple[Reply, Node | None, Any]] = []
+
+
+def on_reply(reply: Reply, sender: Node | None, param: Any) -> None:
+    heard.append((reply, sender, param))
+
+
+class Loop:
+    """The engine and its process, without Kamailio: what it sends and tells."""
+
+    def __init__(self, bed: Bed, *nodes: Node) -> None:
+        from kemi_dmq.host.process import EngineProcess
+
+        self.bed = bed
+        heard.clear()
+        runtime = bed.runtime
+        bed.publish(*nodes)
+        self.process = EngineProcess(runtime.bus, runtime.host, runtime.symbols, None)  # type: ignore[arg-type]
+        self.engine = self.process._engine
+        self.engine._nodes_changed = False
+        self.engine.outbox.set_nodes(nodes, 0.0)
+        self.now = runtime.bus._clock()
+
+    def turn(self, seconds: float = 0.0) -> list[str]:
+        """One turn of the loop, so much later; what it sent."""
+        self.now = max(self.now, self.bed.runtime.bus._clock()) + seconds
+        before = len(self.bed.kamailio.texts)
+        shared = self.bed.runtime.shared
+        for event in shared.engine_inbox.take():
+            self.engine.handle(event, self.now)
+        for event in shared.posts.take_in_order(self.now):
+            self.engine.handle(event, self.now)
+        self.engine.outbox.tick(self.now)
+        self.engine._work_off_outbox(self.now)
+        return [sent.text for sent in self.bed.kamailio.texts[before:]]
+
+    def run_callbacks(self) -> None:
+        for event in self.bed.runtime.shared.callbacks_inbox.take():
+            run_callback(self.bed.runtime.bus, event, lambda name, node: None)
+
+    def answer(self, text: str, reply: ReceivedReply) -> None:
+        reply.call_id = header(text, "Call-ID")
+        handler = self.bed.runtime.handler
+        assert not self.bed.kamailio.receive_reply(reply, handler.ksr_reply_route)
+
+
+def header(text: str, name: str) -> str:
+    return text.split(f"\r\n{name}: ", 1)[1].split("\r\n", 1)[0]
+
+
+def start(bed: Bed, *nodes: Node, **given: Any) -> Loop:
+    bed.start(Peer("acme", ""), handler=Handler(), **given)
+    return Loop(bed, *nodes)
+
+
+def counted(bed: Bed, name: str) -> int:
+    return bed.runtime.shared.counters.totals()[name]
+
+
+ACME = Peer("acme")
+HEAR = ResponseCallback(on_reply, {"p": 1})
+
+
+# The call
+
+
+def test_an_ordered_message_goes_out_as_a_text_and_its_answer_reaches_the_callback(
+    bed: Bed,
+) -> None:
+    loop = start(bed, A)
+    for body in ("one", "two"):
+        assert bed.api.send_message(ACME, body, A, HEAR, 3, "text/x", ordered=True) == 0
+    assert bed.kamailio.requests == [] and bed.kamailio.texts == [], "the worker only posts"
+    (text,) = loop.turn()
+    assert text.startswith("KDMQ sip:acme@10.0.0.2:5060 SIP/2.0\r\n") and text.endswith("\r\none")
+    assert header(text, "Content-Type") == "text/x" and header(text, "Max-Forwards") == "3"
+    assert "<sip:acme@10.0.0.1:5060>" in header(text, "From")
+    assert loop.turn() == []
+    loop.answer(text, ReceivedReply(486, "Busy", b"la\xffter", "text/y"))
+    (second,) = loop.turn()
+    assert second.endswith("two") and header(second, "Via") != header(text, "Via")
+    assert heard == []
+    loop.run_callbacks()
+    ((reply, sender, param),) = heard
+    assert (reply.code, reply.reason, reply.body_bytes) == (486, "Busy", b"la\xffter")
+    assert (reply.content_type, reply.timed_out, reply.outcome) == ("text/y", False, "answered")
+    assert sender == A and param == {"p": 1}
+    assert counted(bed, "outbox_posted") == 2 and counted(bed, "outbox_answered") == 1
+    assert counted(bed, "replies") == 1
+
+
+def test_a_message_is_sent_again_with_the_same_call_id_and_branch(bed: Bed) -> None:
+    loop = start(bed, A)
+    bed.api.send_message(ACME, "x", A, ordered=True)
+    (text,) = loop.turn()
+    assert loop.turn(0.6) == [text]
+
+
+def test_a_provisional_or_a_foreign_answer_changes_nothing(bed: Bed) -> None:
+    loop = start(bed, A)
+    bed.api.send_message(ACME, "x", A, HEAR, ordered=True)
+    (text,) = loop.turn()
+    loop.answer(text, ReceivedReply(100, "Trying"))
+    number = header(text, "Call-ID").rpartition(".")[2]
+    other = text.replace(loop.engine.outbox.boot, "0" * 12)
+    loop.answer(other, ReceivedReply(200, "OK"))
+    loop.answer(text.replace(f".{number}\r\n", ".x\r\n"), ReceivedReply(200, "OK"))
+    loop.turn()
+    assert loop.engine.outbox.waiting == 1
+    loop.answer(text, ReceivedReply(200, "OK"))
+    loop.answer(text, ReceivedReply(200, "OK"))
+    loop.turn()
+    loop.run_callbacks()
+    assert loop.engine.outbox.waiting == 0 and len(heard) == 1
+
+
+def test_a_deadline_keeps_a_broadcast_for_nodes_that_are_away(bed: Bed) -> None:
+    loop = start(bed, A, AWAY)
+    assert bed.api.bcast_message(ACME, "now") == 0
+    assert len(bed.kamailio.requests) == 1, "the plain way goes to active nodes"
+    assert bed.api.bcast_message(ACME, "kept", resp_cback=HEAR, deadline=60) == 0
+    assert bed.api.bcast_message(ACME, "ordered", resp_cback=HEAR, ordered=True) == 0
+    sent = loop.turn()
+    assert [text.split()[1] for text in sent] == ["sip:acme@10.0.0.2:5060"] * 2
+    loop.engine.outbox.set_nodes([node(AWAY.uri)], loop.now)
+    (text,) = loop.turn()
+    assert text.startswith("KDMQ sip:acme@10.0.0.4:5060") and text.endswith("kept")
+
+
+def test_each_outcome_is_told_once(bed: Bed) -> None:
+    loop = start(bed, A, AWAY)
+    bed.api.bcast_message(ACME, "x", resp_cback=HEAR, deadline=2.5)
+    loop.turn()
+    loop.turn(3)
+    loop.turn(60)
+    loop.run_callbacks()
+    told = [(r.outcome, r.timed_out, r.code, r.reason, n) for r, n, _ in heard]
+    assert told == [
+        (Outcome.EXPIRED, True, 408, "Expired", AWAY),
+        (Outcome.TIMED_OUT, True, 408, "Request Timeout", A),
+    ] or told == [
+        (Outcome.TIMED_OUT, True, 408, "Request Timeout", A),
+        (Outcome.EXPIRED, True, 408, "Expired", AWAY),
+    ]
+    assert counted(bed, "outbox_timed_out") == counted(bed, "outbox_expired") == 1
+    assert counted(bed, "timeouts") == 2
+
+
+def test_without_a_callback_an_outcome_is_only_counted(bed: Bed) -> None:
+    loop = start(bed, A)
+    bed.api.send_message(ACME, "x", A, deadline=1)
+    loop.turn()
+    loop.turn(2)
+    assert list(bed.runtime.shared.callbacks_inbox.take()) == []
+    assert counted(bed, "outbox_timed_out") == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 86_401])
+def test_a_deadline_out_of_range_is_refused_at_the_call(bed: Bed, value: float) -> None:
+    start(bed, A)
+    with pytest.raises(ValueError, match=r"deadline is .* above 0 and at most 86400"):
+        bed.api.bcast_message(ACME, "x", deadline=value)
+
+
+@pytest.mark.parametrize("value", ["5", True, [1]])
+def test_a_deadline_that_is_no_number_is_refused_at_the_call(bed: Bed, value: Any) -> None:
+    start(bed, A)
+    with pytest.raises(TypeError, match=r"deadline is .* number of seconds"):
+        bed.api.bcast_message(ACME, "x", deadline=value)
+
+
+def test_a_body_too_large_is_refused_at_the_call_sooner_if_it_is_encoded(bed: Bed) -> None:
+    loop = start(bed, A)
+    for body in (b"\0", b"x"):
+        with pytest.raises(ValueError, match="at most") as error:
+            bed.api.send_message(ACME, body * 32_700, A, ordered=True)
+        limit = int(str(error.value).split("at most ")[1].split()[0])
+        assert bed.api.send_message(ACME, body * limit, A, deadline=9) == 0
+        (text,) = loop.turn()
+        assert MAX_UDP - 1000 < len(text) <= MAX_UDP
+
+
+# Bodies
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_come_back_from_the_text_in_which_they_travel(body: bytes) -> None:
+    text, encoded = encode_body(body)
+    assert "\0" not in text
+    if encoded:
+        assert decode_body("a/b" + ENCODED, text) == ("a/b", body)
+    else:
+        assert text.encode() == body
+
+
+def test_a_peer_gets_every_byte_as_it_was_sent(bed: Bed) -> None:
+    got: list[Message] = []
+    bed.start(Peer("acme", "", lambda message, sender: got.append(message)))
+    loop = Loop(bed, A)
+    every_byte: list[bytes | str] = [bytes([n]) for n in range(256)]
+    for body in [*every_byte, bytes(range(256)), "ü\0", "", b""]:
+        assert bed.api.send_message(ACME, body, A, ordered=True, content_type="text/x;a=b") == 0
+        (text,) = loop.turn()
+        loop.answer(text, ReceivedReply())
+        loop.turn()
+        head, _, sent = text.partition("\r\n\r\n")
+        content_type = header(head + "\r\n", "Content-Type") if sent else None
+        bed.ask(Request(body=sent.encode(), content_type=content_type))
+        message = got.pop()
+        assert message.body_bytes == (body if isinstance(body, bytes) else body.encode())
+        assert message.content_type == ("text/x;a=b" if body else "")
+
+
+@pytest.mark.parametrize("body", [b"no base64!", b"eA=", b"\xff"])
+def test_an_encoded_body_that_cannot_be_decoded_is_413(bed: Bed, body: bytes) -> None:
+    bed.start(Peer("acme", "", lambda message, sender: None))
+    assert bed.ask(Request(body=body, content_type="text/x" + ENCODED)).code == 413
+
+
+def test_bytes_for_a_c_node_are_not_taken_and_the_others_get_them(bed: Bed) -> None:
+    loop = start(bed, A, C_NODE)
+    assert bed.api.bcast_message(ACME, "text", deadline=9) == 0
+    assert len(loop.turn()) == 2
+    assert bed.api.bcast_message(ACME, b"\xff", deadline=9) == -1
+    assert len(loop.turn()) == 1
+    assert "10.0.0.5:5060 does not run kemi_dmq: only text" in bed.errors()[0]
+    assert counted(bed, "outbox_refused") == 1 and counted(bed, "outbox_posted") == 3
+
+
+# Bounds
+
+
+def test_when_too_much_waits_for_a_node_its_messages_are_refused_and_counted(bed: Bed) -> None:
+    loop = start(bed, A, AWAY, outbox_memory=65536)
+    taken = 0
+    while bed.api.bcast_message(ACME, "x" * 1000, deadline=50) == 0:
+        taken += 1
+        loop.turn()
+    assert 30 <= taken <= 33
+    assert counted(bed, "outbox_refused") == 2, "the other one has not answered either"
+    assert "outbox_memory" in bed.errors()[0]
+    loop.turn(51)
+    assert bed.api.bcast_message(ACME, "x", deadline=50) == 0
+
+
+def test_when_the_engine_does_not_follow_a_message_is_refused_and_counted(bed: Bed) -> None:
+    loop = start(bed, A, B)
+    results: list[int] = []
+    while not results or results[-1] == 0:
+        results.append(bed.api.bcast_message(ACME, "x" * 1000, ordered=True))
+    assert len(results) > 900
+    assert counted(bed, "outbox_refused") == 2
+    assert "on their way to the engine" in bed.errors()[0]
+    assert bed.runtime.bus.shared.engine_inbox.put(("notification",)), "it has a way of its own"
+    list(bed.runtime.shared.engine_inbox.take())
+    loop.turn()
+    assert bed.api.bcast_message(ACME, "x", ordered=True) == 0
+
+
+def test_an_outcome_waits_while_callbacks_do_not_follow_and_leaves_room_for_others(
+    bed: Bed,
+) -> None:
+    loop = start(bed, A)
+    callback = ResponseCallback(on_reply, "p" * 3000)
+    count = 60
+    for _ in range(count):
+        assert bed.api.send_message(ACME, "x", A, callback, deadline=1) == 0
+    loop.turn()
+    loop.turn(2)
+    assert 0 < loop.engine.outbox.waiting < count
+    assert loop.engine.next_deadline() is not None
+    assert bed.runtime.shared.callbacks_inbox.put(("x" * 60_000,)), "what membership tells"
+    list(bed.runtime.shared.callbacks_inbox.take())
+    told = 1000
+    while told:
+        loop.turn(0.02)
+        told = len(heard)
+        loop.run_callbacks()
+        told = len(heard) - told
+    assert loop.engine.outbox.waiting == 0
+    assert counted(bed, "outbox_timed_out") == WINDOW and counted(bed, "inbox_full") == 0
+    assert counted(bed, "outbox_expired") == count - WINDOW, "never sent: they found no room"
+
+
+def test_a_broadcast_to_many_nodes_is_posted_in_pieces(bed: Bed) -> None:
+    nodes = [node(f"sip:10.0.{n // 250}.{n % 250 + 1}:5060") for n in range(300, 1000)]
+    loop = start(bed, *nodes)
+    assert bed.api.bcast_message(ACME, "x" * 30_000, deadline=9) == 0
+    sent: set[str] = set()
+    for _ in range(20):
+        sent |= {text.split()[1] for text in loop.turn()}
+    assert len(sent) == 700
+
+
+def test_an_answer_too_large_for_the_callbacks_arrives_without_its_body(bed: Bed) -> None:
+    loop = start(bed, A)
+    for size in (MAX_ANSWER, MAX_ANSWER + 1):
+        bed.api.send_message(ACME, "x", A, HEAR, deadline=9)
+        (text,) = loop.turn()
+        loop.answer(text, ReceivedReply(200, "OK", b"\xff" * size))
+        loop.turn()
+        loop.run_callbacks()
+    assert [len(reply.body_bytes) for reply, _, _ in heard] == [MAX_ANSWER, 0]
+    assert "left out" in bed.errors()[0]
+
+
+# Processes and failures
+
+
+def test_calls_of_several_processes_leave_in_the_order_in_which_they_were_made(bed: Bed) -> None:
+    loop = start(bed, A)
+    turn, done = os.pipe()
+    os.write(done, b"0")
+
+    def calls(number: int) -> int:
+        """A number that goes round: each call begins when another process's is over."""
+        rng = random.Random(number)
+        for _ in range(100):
+            value = int(os.read(turn, 9))
+            assert bed.api.send_message(ACME, str(value), A, ordered=True) == 0
+            if rng.random() < 0.1:
+                os.sched_yield()
+            os.write(done, str(value + 1).encode())
+        return 0
+
+    together(calls, 4)
+    os.close(turn)
+    os.close(done)
+    bodies = []
+    for _ in range(1000):
+        for text in loop.turn():
+            bodies.append(int(text.rpartition("\n")[2]))
+            loop.answer(text, ReceivedReply())
+    assert bodies == list(range(400))
+
+
+def test_what_waits_outlives_an_engine_that_fails(bed: Bed) -> None:
+    loop = start(bed, A)
+    for body in ("one", "two"):
+        bed.api.send_message(ACME, body, A, HEAR, ordered=True)
+    (text,) = loop.turn()
+    agent = loop.engine._user_agent
+    settings = check({"server_address": LOCAL})
+    rng = random.Random(9)
+    gate = bed.runtime.bus.gate
+    loop.engine = Engine(settings, loop.process, rng, agent, gate, outbox=loop.engine.outbox)
+    loop.engine._nodes_changed = False
+    assert loop.turn(0.6) == [text], "the same Call-ID and branch"
+    loop.answer(text, ReceivedReply(200, "OK"))
+    (second,) = loop.turn()
+    assert second.endswith("two")
+
+
+def test_an_outcome_that_could_not_be_told_is_told_by_the_next_engine(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = start(bed, A)
+    bed.api.send_message(ACME, "x", A, HEAR, deadline=1)
+    loop.turn()
+
+    def fails(ended: Ended) -> bool:
+        raise RuntimeError("as asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.process, "outcome", fails)
+        with pytest.raises(RuntimeError):
+            loop.turn(2)
+    loop.turn()
+    loop.run_callbacks()
+    assert [reply.outcome for reply, _, _ in heard] == ["timed_out"]
+
+
+def test_the_stop_says_how_many_messages_are_lost(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = start(bed, A)
+    for _ in range(3):
+        bed.api.send_message(ACME, "x", A, ordered=True)
+    (text,) = loop.turn()
+    loop.answer(text, ReceivedReply())
+    loop.turn()
+    monkeypatch.setattr("os._exit", lambda code: None)
+    monkeypatch.setattr("signal.signal", lambda *args: None)
+    monkeypatch.setattr("signal.alarm", lambda seconds: None)
+    loop.process._leave(15, None)
+    assert bed.errors() == ["kemi_dmq: 2 messages that waited are lost: Kamailio stops\n"]
+
+
+def test_node_lists_are_no_outbox_replies(bed: Bed) -> None:
+    loop = start(bed, A)
+    nodes = pack_nodes([A], Bodies("", "", ""))
+    loop.engine.start(loop.now, Published(nodes))
+    loop.engine.tick(loop.now + 1)
+    text = next(sent.text for sent in bed.kamailio.texts)
+    loop.answer(text, ReceivedReply(200, "OK", b"sip:10.0.0.2:5060;status=active\r\n"))
+    (event,) = bed.runtime.shared.engine_inbox.take()
+    assert event[0] == "answer" and parse_body(event[3])[0]

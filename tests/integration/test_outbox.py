@@ -178,7 +178,7 @@ def test_over_tcp_also_when_the_connection_has_gone_meanwhile(bed: Bed) -> None:
     assert [e["body"] for e in b.events("message")][:100] == [
         str(n).encode().hex() for n in range(100)
     ]
-    assert b.events("message", size=len(large), sum=sum(large))
+    assert b.events("message")[100]["body"] == large.hex()
     b.kill()
     assert a.command("send", body="while away", to=b.uri, ordered=True, deadline=60, param=2) == 0
     b.start()

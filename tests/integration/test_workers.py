@@ -95,12 +95,12 @@ def test_who_is_new_does_not_wait_for_a_worker_that_hangs(bed: Bed) -> None:
         def send(body: bytes, sender: int) -> None:
             sip.send(request(A, body=body, via=sip.name, sender=f"127.0.1.{sender}:5060"), A)
 
-        send(b"sleep 4", 1)
+        send(b"sleep 8", 1)
         wait_for(lambda: len(a.events("message")) == 1)
         hangs = a.events("message")[0]["pid"]
         for number in range(2, 62):
             send(b"sleep 0.02", number)
-        wait_for(lambda: len(a.events("message")) == 61, 3.5)
+        wait_for(lambda: len(a.events("message")) == 61, 7.5)
     assert [event["pid"] for event in a.events("message")].count(hangs) == 1
 
 

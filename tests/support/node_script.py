@@ -85,7 +85,7 @@ def body_of(args):
     return args.get("body", "") * args.get("times", 1)
 
 
-def kept(args):
+def outbox_of(args):
     return {name: args[name] for name in ("ordered", "deadline") if name in args}
 
 
@@ -141,7 +141,7 @@ class Kamailio:
             resp_cback=callback,
             max_forwards=args.get("max_forwards", 1),
             content_type=args.get("content_type", "text/plain"),
-            **kept(args),
+            **outbox_of(args),
         )
 
     def do_send(self, args):
@@ -153,7 +153,7 @@ class Kamailio:
             body_of(args),
             api.find_dmq_node_uri(args["to"]),  # type: ignore[arg-type]
             resp_cback=callback,
-            **kept(args),
+            **outbox_of(args),
         )
 
     def do_post(self, args):
@@ -161,7 +161,7 @@ class Kamailio:
         callback = kemi_dmq.ResponseCallback(on_reply, "posted") if args.get("told") else None
         return [
             api.bcast_message(
-                acme, f"{os.getpid()} {next(numbers)}", resp_cback=callback, **kept(args)
+                acme, f"{os.getpid()} {next(numbers)}", resp_cback=callback, **outbox_of(args)
             )
             for _ in range(args["count"])
         ]

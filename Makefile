@@ -24,7 +24,7 @@ COMPOSE = SUITE=$(SUITE) $$(docker compose version >/dev/null 2>&1 && echo docke
 .PHONY: test demo bench golden lint setup containers clean up down
 
 test: lint containers
-	@$(PYTHON) -m pytest tests/unit tests/simulation --timeout $(TIMEOUT)
+	@$(PYTHON) -m pytest tests/unit tests/simulation -n 2 --timeout $(TIMEOUT)
 	@$(PYTHON) -m pytest tests/integration -n 2 --timeout $(TIMEOUT)
 	@if docker info >/dev/null 2>&1; then \
 		for suite in $(SUITES); do $(BUILD) $$suite || exit 1; done; fi

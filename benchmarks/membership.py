@@ -29,7 +29,7 @@ TITLE = "Membership"
 COUNTS = (10, 50, 200, 1000)
 #: The model of the C module is not run with more: it has stopped long before.
 C_COUNTS = (10, 25, 50)
-C_ROUNDS = 10
+C_ROUNDS = 5
 MINUTES = 10
 LOSS = 0.1
 PING_INTERVAL = 5
@@ -91,6 +91,7 @@ def bus_of(count: int, seed: int) -> Simulator:
 def shared_out(count: int, rounds: int) -> list[tuple[int, int]]:
     """(seed, how many deaths) of buses: a large one takes long to begin, so it sees more."""
     each = max(1, count // 100)
+    rounds = min(rounds, max(10, 5000 // count))
     return [(seed, min(each, rounds - seed * each)) for seed in range(-(-rounds // each))]
 
 
@@ -117,7 +118,7 @@ def quiet_bus(count: int) -> float:
     """Bytes per node and second where nothing happens."""
     simulator = bus_of(count, 1)
     simulator.run(20)  # what there was to tell has been told
-    before, seconds = sent_bytes(simulator), 60
+    before, seconds = sent_bytes(simulator), 30
     simulator.run(seconds)
     return (sent_bytes(simulator) - before) / count / seconds
 

@@ -74,7 +74,7 @@ class Settings:
     #: presence, from 6.1 on rtpengine) use this bus as they would use dmq.so.  Needs python3-cffi.
     bind_c_modules: int = 0
     #: Python nodes watch each other by probes (docs/membership.md); names and meanings are those of
-    #: HashiCorp's memberlist.  Milliseconds between two probes of a node.
+    #: HashiCorp's memberlist.  Milliseconds between two probes that a node sends.
     probe_interval: int = 900
     #: Milliseconds until a probe that was not answered is tried through others.
     probe_timeout: int = 400

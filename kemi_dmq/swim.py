@@ -5,7 +5,7 @@ named as in HashiCorp's memberlist.  Each node probes one other after the other;
 answer, neither directly nor to indirect_checks others, is suspected; it is down when it has not
 refuted that (by a higher incarnation) before a timeout, which is the shorter the more others
 confirm the suspicion.  A node that is slow itself doubts itself first: what it misses raises its
-health score, which stretches its timeouts.
+health score, which stretches its probes.
 
 Pure: membership.py gives time and carries out what comes back.
 """

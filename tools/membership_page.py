@@ -23,7 +23,7 @@ GOLDEN = ROOT / "tests" / "simulation" / "golden"
 
 #: Of the transcript of a death the first line that holds each of these, in this order.
 SHOWN_OF_A_DEATH = (
-    "is killed",
+    "  is killed",
     "-> 10.0.0.3  KDMQ",
     " probe=",
     " -> 10.0.0.3  KDMQ",

@@ -138,6 +138,7 @@ def test_what_a_node_sends_does_not_grow_with_the_number_of_nodes() -> None:
     assert few < 2500
 
 
+@pytest.mark.timeout(400)
 def test_a_thousand_nodes() -> None:
     """They keep quiet, learn of a death and of a newcomer."""
     simulator = bus_of(1000, 1)

@@ -48,7 +48,7 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     die "this is no Debian; install Kamailio with app_python3, sipp and python3's venv by hand"
 fi
 if [ "${1:-}" = --containers ] && docker info >/dev/null 2>&1; then
-    packages+=(debootstrap) # for docker/make-base.sh
+    packages+=(debootstrap iptables) # for docker/make-base.sh, and for tests that cut networks
     # The plugin, or the program of its own that was before it.
     docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null ||
         packages+=(docker-compose)

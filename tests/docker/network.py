@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from .containers import Container, docker
@@ -21,30 +21,33 @@ def cut(*sides: Sequence[Container]) -> None:
     for side in sides:
         others = [node for other in sides if other is not side for node in other]
         addresses = ",".join(node.control for node in others)
-        for node in side:
-            _iptables(node, f"-A INPUT -s {addresses} -j DROP")
+        for _, iptables in _firewalls(side):
+            iptables(f"-A INPUT -s {addresses} -j DROP")
 
 
-def lose(nodes: Iterable[Container], share: float) -> None:
+def lose(nodes: Sequence[Container], share: float) -> None:
     """Drop each packet with this probability; what the test itself sends arrives."""
-    for node in nodes:
-        network = f"{node.bus.gateway}/24"
-        _iptables(node, "-F INPUT")
-        _iptables(node, f"-A INPUT -s {node.bus.gateway} -j ACCEPT")
+    for node, iptables in _firewalls(nodes):
+        iptables("-F INPUT")
+        iptables(f"-A INPUT -s {node.bus.gateway} -j ACCEPT")
         random = f"-m statistic --mode random --probability {share}"
-        _iptables(node, f"-A INPUT -s {network} {random} -j DROP")
+        iptables(f"-A INPUT -s {node.bus.gateway}/24 {random} -j DROP")
 
 
-def heal(nodes: Iterable[Container]) -> None:
+def heal(nodes: Sequence[Container]) -> None:
     """Let everything pass again."""
-    for node in nodes:
-        _iptables(node, "-F INPUT")
+    for _, iptables in _firewalls(nodes):
+        iptables("-F INPUT")
 
 
-def dropped(node: Container) -> int:
-    """Packets that were to arrive at a node and did not, since the network was last changed."""
-    rules = [line.split() for line in _iptables(node, "-L INPUT -v -x -n").splitlines()]
-    return sum(int(rule[0]) for rule in rules if "DROP" in rule)
+def spared(nodes: Sequence[Container]) -> list[str]:
+    """The names of nodes to which everything has arrived since the network was last changed."""
+    found = []
+    for node, iptables in _firewalls(nodes):
+        rules = [line.split() for line in iptables("-L INPUT -v -x -n").splitlines()]
+        if not any(int(rule[0]) for rule in rules if "DROP" in rule):
+            found.append(node.name)
+    return found
 
 
 def start_quickly(nodes: Sequence[Container]) -> None:
@@ -58,9 +61,20 @@ def start_quickly(nodes: Sequence[Container]) -> None:
         node.wait_up()
 
 
-def _iptables(node: Container, rule: str) -> str:
-    pid = docker("inspect", "-f", "{{.State.Pid}}", node.id).strip()
-    command = [*AS_ROOT, "nsenter", "-t", pid, "-n", "iptables", "-w", *rule.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
-    return done.stdout
+class _Firewall:
+    """iptables in a network namespace; called with arguments, it gives what they print."""
+
+    def __init__(self, pid: str) -> None:
+        self._command = [*AS_ROOT, "nsenter", "-t", pid, "-n", "iptables", "-w"]
+
+    def __call__(self, arguments: str) -> str:
+        command = [*self._command, *arguments.split()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout
+
+
+def _firewalls(nodes: Sequence[Container]) -> Iterator[tuple[Container, _Firewall]]:
+    pids = docker("inspect", "-f", "{{.State.Pid}}", *(node.id for node in nodes)).split()
+    for node, pid in zip(nodes, pids, strict=True):
+        yield node, _Firewall(pid)

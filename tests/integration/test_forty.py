@@ -61,7 +61,7 @@ def test_forty_nodes(bed: Bed) -> None:
     nodes = make(bed)
     began = time.time()
     nodes[0].start()
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda node: node.start(), nodes[1:]))
     started = time.time()
     wait_for(whole(*nodes), 10, "all list all")

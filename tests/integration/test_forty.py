@@ -94,3 +94,41 @@ def test_forty_nodes(bed: Bed) -> None:
     for number in (LEAVES, *DIE):
         nodes[number].start()
     wait_for(whole(*nodes), 10, "all list all again")
+
+    passed_on(bed, nodes)
+
+
+def passed_on(bed: Bed, nodes: Sequence[PythonNode]) -> None:
+    """What a C node broadcasts reaches each Python node once, also those of whom it cannot know."""
+    c = bed.c("127.0.1.200", nodes[0].uri, ping_interval=5)
+    c.start()
+    wait_for(lambda: all(c.uri in node.active() for node in nodes), 15, "all list the C node")
+    seen: list[tuple[float, set[str]]] = []
+
+    def settled() -> bool:
+        """It has known the same nodes for longer than a ping takes to tell all of them so."""
+        known = c.active() - {c.uri}
+        if not seen or seen[-1][1] != known:
+            seen.append((time.monotonic(), known))
+        return len(known) > 15 and time.monotonic() - seen[-1][0] > 7
+
+    wait_for(settled, 60, lambda: f"the C node knows {seen[-1]}")
+    known = seen[-1][1]
+    assert len(known) < COUNT
+    print(f"the C node knows {len(known)} of {COUNT}")
+    bodies = [f"from c {number}" for number in range(3)]
+    for body in bodies:
+        assert c.bcast(body.encode()) == 200
+
+    def heard(node: PythonNode) -> list[str]:
+        found = (bytes.fromhex(event["body"]).decode() for event in node.events("message"))
+        return sorted(body for body in found if body in bodies)
+
+    wait_for(
+        lambda: all(set(heard(node)) == set(bodies) for node in nodes),
+        10,
+        lambda: {node.uri: heard(node) for node in nodes if set(heard(node)) != set(bodies)},
+    )
+    assert all(heard(node) == bodies for node in nodes), "each once"
+    relayed = sum(node.counters()["relayed"] for node in nodes)
+    assert relayed == len(bodies) * (COUNT - len(known))

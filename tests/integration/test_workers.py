@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def test_who_is_new_does_not_wait_for_a_worker_that_hangs(bed: Bed) -> None:
         send(b"sleep 8", 1)
         wait_for(lambda: len(a.events("message")) == 1)
         hangs = a.events("message")[0]["pid"]
+        # It counts as much as 1,000 bytes for each millisecond; the burst has some 50,000.
+        time.sleep(0.3)
         for number in range(2, 62):
             send(b"sleep 0.02", number)
         wait_for(lambda: len(a.events("message")) == 61, 7.5)

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .trust import sha256
 from .wire import Line, SipUri
 
 Key = tuple[str, int]
@@ -37,8 +38,9 @@ def mark(uri: SipUri) -> str:
 
 def fingerprint(uri: SipUri, incarnation: int) -> int:
     """A node's part in the digest of a list (they are joined by xor): 64 bits."""
-    data = f"{uri} {incarnation}".encode()
-    return zlib.crc32(data) << 32 | zlib.crc32(data, 0x9E3779B9)
+    # No checksum: those are linear, and such of nodes with like names would cancel out.
+    digest = sha256(f"{uri} {incarnation}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 @dataclass(frozen=True, slots=True)

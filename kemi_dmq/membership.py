@@ -49,6 +49,11 @@ JOIN_MAX_FORWARDS = 2
 RESOLVE_PAUSE = 10.0
 #: News go out at once, but not more often than this.
 GOSSIP_PAUSE = 0.02
+#: Who names an incarnation so far ahead of ours (milliseconds: ten years) does not say the truth:
+#: the node itself would have to go beyond it, and could never be less again.
+TOO_FAR = 10 * 366 * 86_400_000
+#: So many marks of those who suspect a node are kept and told.
+MARKS = 8
 #: Lists that differ are compared when nothing has changed for so long, and then not at once again.
 QUIET = 0.4
 SYNC_MIN = 1.0
@@ -214,6 +219,7 @@ class Membership:
         self._next_gossip = _NEVER
         self._last_gossip = float("-inf")
         self._digest = fingerprint(self.local, incarnation)
+        self._last_incarnation = incarnation + TOO_FAR
         self._changed_at = 0.0
         self._next_sync = 0.0
         self._sync_pause = SYNC_MIN
@@ -320,11 +326,12 @@ class Membership:
             if not member.python:
                 self._alive(member)
             member.next_ping = now + self._interval()
-        if to.key in self._contact_keys:
+        if member is None and to.key in self._contact_keys:
+            # (Answers to probes say nothing of other addresses behind the name.)
             for contact in self._contacts:
                 if to in contact.addresses:
                     contact.next_ask = now + ASK_AGAIN
-        self._merge(to.key if agent.python else None, lines, agent)
+        self._merge(to.key if agent.python else None, lines, agent, is_answer=True)
         self._c_node_knows(to.key, agent, lines)
         if member is not None and member.python:
             self._python_spoke(member, lines, is_request=False)
@@ -474,13 +481,17 @@ class Membership:
 
     # What lists and rumours say --------------------------------------------------------------
 
-    def _merge(self, sender: Key | None, lines: list[Line], agent: Agent) -> bool:
+    def _merge(
+        self, sender: Key | None, lines: list[Line], agent: Agent, is_answer: bool = False
+    ) -> bool:
         """Apply a list; True if it told us something new."""
         news = False
         for line in lines:
             key = line.uri.key
             itself = key == sender
             member = self._members.get(key)
+            if line.incarnation > self._last_incarnation:
+                continue
             if key == self.local.key:
                 self._said_of_us(line, sender)
             elif member is None:
@@ -490,9 +501,9 @@ class Membership:
                 member.uri = line.uri
                 self._place(member)
                 self._touch()
-                news |= self._heard_itself(member, line)
+                news |= self._heard_itself(member, line, is_answer)
             elif itself:
-                news |= self._heard_itself(member, line)
+                news |= self._heard_itself(member, line, is_answer)
             elif line.incarnation and member.python:
                 state, by = rumour_of(line)
                 if sender is not None and state == "down":
@@ -548,13 +559,14 @@ class Membership:
         self._actions.append(Tell(UP, self._member_node(member)))
         return True
 
-    def _heard_itself(self, member: _Member, line: Line) -> bool:
+    def _heard_itself(self, member: _Member, line: Line, is_answer: bool) -> bool:
         """A node speaks of itself: it is believed."""
         before = member.active
         if member.python and line.incarnation:
             state, by = rumour_of(line)
             self._heard_of(member, line.incarnation, state, by)
-            if state == "alive" and line.incarnation == member.incarnation:
+            if state == "alive" and line.incarnation == member.incarnation and is_answer:
+                # One that only speaks may hear nothing: it is asked (_heard_of).
                 self._change(member, Cause.ANSWERED)
         elif line.status == "active":
             self._alive(member)
@@ -587,9 +599,10 @@ class Membership:
         self._set_incarnation(member, incarnation)
         suspicion = member.suspicion
         if suspicion is not None:
-            if not by <= suspicion.by:
+            new = sorted(by - suspicion.by)[: MARKS - len(suspicion.by)]
+            if new:
                 # Two nodes may bear the same mark: this many confirm it at least.
-                suspicion.by |= set(sorted(by)[:4])
+                suspicion.by |= set(new)
                 self._rumour(member)
             if state == "down" and self._now < suspicion.asks():
                 # Who says so has begun before us, or was behind a cut that has just healed: the
@@ -630,7 +643,7 @@ class Membership:
         member.state = new
         member.suspicion = None
         if new is State.SUSPECT:
-            by = set(sorted(by)[:4]) or {mark(self.local)}
+            by = set(sorted(by)[:MARKS]) or {mark(self.local)}
             member.suspicion = self._detector.suspicion(self._now, by, len(self._probed))
             self._tell_suspect(member)
         elif new is State.ALIVE:
@@ -768,7 +781,11 @@ class Membership:
     # Between Python nodes: probes --------------------------------------------------------------
 
     def _probe(self) -> None:
-        for step in self._detector.tick(self._now, lambda: list(self._probed)):
+        for step in self._detector.tick(
+            self._now,
+            lambda: list(self._probed),
+            lambda: [key for key in self._probed if key not in self._suspects],
+        ):
             member = self._probed.get(step.key)
             if member is None:
                 continue
@@ -786,7 +803,7 @@ class Membership:
     def _python_spoke(self, member: _Member, lines: list[Line], is_request: bool) -> None:
         """A Python node has told or answered something: what its own line says."""
         own = next((line for line in lines if line.uri.key == member.uri.key), None)
-        if member.state is not State.LEFT:
+        if not is_request and member.state is not State.LEFT:
             self._detector.heard(member.uri.key)
         if own is None or not own.incarnation or own.status != "active":
             return
@@ -1078,7 +1095,7 @@ class Membership:
         chosen = list(dict.fromkeys(places)) if self._settings.multi_notify else places[:1]
         uris = [SipUri(host, port, contact.uri.transport) for host, port in chosen]
         contact.addresses = [uri for uri in uris if uri.key not in self._local_places]
-        self._contact_keys.update(uri.key for uri in contact.addresses)
+        self._contact_keys = {uri.key for c in self._contacts for uri in c.addresses}
 
     # Small things --------------------------------------------------------------------------
 

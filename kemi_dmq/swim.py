@@ -35,7 +35,7 @@ class State(enum.Enum):
 class Cause(enum.Enum):
     """Why that changes."""
 
-    ANSWERED = "it answers us, or speaks to us"
+    ANSWERED = "it answers us"
     NEWER = "a newer incarnation of it is heard of"
     MISSED = "our probe was answered neither directly nor through others"
     SUSPECTED = "another node suspects this incarnation or a later one"
@@ -141,6 +141,7 @@ class Detector:
         self._round: _Round | None = None
         self._next = float("-inf")
         self._turns: list[Key] = []
+        self._seen: set[Key] = set()
 
     def next_deadline(self) -> float:
         turn = self._round
@@ -187,8 +188,14 @@ class Detector:
             self._round.ask_at += seconds
             self._round.ends += seconds
 
-    def tick(self, now: float, members: Callable[[], list[Key]]) -> list[Step]:
-        """What is to be done now; members() gives those that are not down."""
+    def tick(
+        self,
+        now: float,
+        members: Callable[[], list[Key]],
+        helpers: Callable[[], list[Key]],
+    ) -> list[Step]:
+        """What is to be done now; members() gives those that are not down, helpers() those of them
+        that nobody suspects."""
         steps: list[Step] = []
         turn = self._round
         if turn is not None and not turn.answered:
@@ -199,7 +206,7 @@ class Detector:
                 self.worse(silent if turn.helpers else 1)
                 self._round = None
             elif now >= turn.ask_at and not turn.helpers:
-                others = [key for key in members() if key != turn.key]
+                others = [key for key in helpers() if key != turn.key]
                 count = min(self._settings.indirect_checks, len(others))
                 turn.helpers = self._rng.sample(others, count)
                 turn.ask_at = turn.ends
@@ -231,6 +238,10 @@ class Detector:
         """Round robin in an order that is drawn anew each time: each one's turn comes within twice
         the number of nodes."""
         known = set(members)
+        # Who has come since the order was drawn: anywhere in it, or its turn would be far away.
+        for key in sorted(known - self._seen if self._seen else ()):
+            self._turns.insert(self._rng.randint(0, len(self._turns)), key)
+        self._seen = known
         while self._turns:
             key = self._turns.pop()
             if key in known:

@@ -192,7 +192,9 @@ def parse_line(text: str) -> Line:
     if status is None:
         raise WireError(f"no status in {text[:200]!r}")
     kept = ";".join(more)
-    return Line(uri.with_user(""), status, incarnation, kept if len(kept) <= MAX_MORE else "")
+    if len(kept) > MAX_MORE:
+        raise WireError(f"too many parameters in {text[:200]!r}")
+    return Line(uri.with_user(""), status, incarnation, kept)
 
 
 def parse_body(body: str) -> tuple[list[Line], int]:

@@ -6,7 +6,7 @@ import random
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
-from ..once import KEEP_SECONDS, Answer, Verdict
+from ..once import REMEMBER, Answer, Verdict
 from ..transaction import T1, T2
 from ..trust import Parts
 from ..wire import METHOD, SUPPORTED, SipUri, Via, parse_uri
@@ -265,7 +265,7 @@ class _Once:
 
     def claim(self, identity: object) -> tuple[Verdict, int, Answer | None]:
         now = self._node.monotonic()
-        while self._kept and self._kept[0][0] < now - KEEP_SECONDS:
+        while self._kept and self._kept[0][0] < now - REMEMBER:
             del self._answers[self._kept.popleft()[1]]
         answer = self._answers.get(identity)
         return (Verdict.ANSWERED if answer else Verdict.NEW), 0, answer

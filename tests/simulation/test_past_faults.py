@@ -1,0 +1,92 @@
+"""What once went wrong between Python nodes."""
+
+from __future__ import annotations
+
+import pytest
+
+from kemi_dmq.gossip import fingerprint, rumour_line
+from kemi_dmq.testing.simulator import Simulator
+from kemi_dmq.wire import Agent, SipUri, WireError, parse_line, parse_uri
+
+
+def hosts(count: int) -> list[str]:
+    return [f"10.0.{n // 200}.{n % 200 + 1}" for n in range(count)]
+
+
+def bus_of(count: int, seed: int) -> Simulator:
+    simulator = Simulator(seed)
+    simulator.form(hosts(count))
+    simulator.run(3 + seed % 10 / 7)
+    return simulator
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_death_of_a_node_that_has_just_come_is_seen_as_soon_as_others(seed: int) -> None:
+    simulator = bus_of(50, seed)
+    simulator.records = False
+    simulator.run(1 + 45 * seed / 4)
+    simulator.add_node("10.1.0.1", [hosts(50)[0]])
+    assert simulator.run_until(simulator.whole, 10)
+    simulator.run(2)
+    simulator.kill("10.1.0.1")
+    assert simulator.run_until(simulator.whole, 10)
+
+
+def test_different_lists_have_different_digests() -> None:
+    def digest(*nodes: tuple[int, int]) -> int:
+        value = 0
+        for host, incarnation in nodes:
+            value ^= fingerprint(parse_uri(f"sip:10.0.0.{host}:5060"), incarnation)
+        return value
+
+    now = 1_764_057_600_123
+    assert digest((4, now), (5, now), (6, now), (7, now)) != digest()
+    # Two nodes that have each refuted once.
+    assert digest((1, now), (2, now + 330)) != digest((1, now + 1), (2, now + 331))
+    # Both halves of the 64 bits say the same.
+    value = digest((1, now), (2, now))
+    assert value >> 32 != value & 0xFFFFFFFF
+
+
+def test_no_incarnation_makes_a_node_unreadable() -> None:
+    simulator = bus_of(5, 1)
+    victim, helper = hosts(5)[2], simulator.python_node(hosts(5)[0])
+    line = parse_line(f"sip:{victim}:5060;status=active;inc=999999999999999999;state=suspect;by=1")
+    helper.engine.membership.on_notification(
+        parse_uri(f"sip:{hosts(5)[1]}:5060"), [line], Agent(python=True), 1, helper.monotonic()
+    )
+    helper.work_off()
+    simulator.run(60)
+    assert sum(simulator.python_node(host).counters["bad_lines"] for host in hosts(5)) == 0
+
+
+def test_pods_behind_a_name_are_forgotten() -> None:
+    simulator = Simulator(1, records=False)
+    pods = hosts(3)
+    simulator.names["bus.example"] = list(pods)
+    for host in pods:
+        simulator.add_node(host, ["bus.example"], multi_notify=1)
+    assert simulator.run_until(simulator.whole, 10)
+    simulator.run(5)
+    gone = pods.pop(0)
+    simulator.leave(gone)
+    pods.append("10.0.0.9")
+    simulator.names["bus.example"] = list(pods)
+    simulator.add_node("10.0.0.9", ["bus.example"], multi_notify=1)
+    simulator.run(2000)
+    assert gone not in simulator.nodes_seen_by(pods[0])
+
+
+def test_a_node_that_speaks_and_hears_nothing_does_not_come_and_go() -> None:
+    simulator = bus_of(4, 1)
+    simulator.partition_one_way(hosts(4)[1:], hosts(4)[:1])
+    node = simulator.python_node(hosts(4)[1])
+    already = len(node.told)
+    simulator.run(60)
+    assert len(node.told) - already <= 2, node.told[already:]
+
+
+def test_a_suspicion_of_many_is_not_read_as_alive() -> None:
+    marks = [f"{n:04x}" for n in range(60)]
+    with pytest.raises(WireError):
+        parse_line(rumour_line(SipUri("10.0.0.1", 5060), 5, "suspect", marks))

@@ -223,8 +223,9 @@ def build_body(uris: Iterable[SipUri], status: str = "active") -> str:
     return "".join(f"{uri};status={status}\r\n" for uri in uris)
 
 
-#: A C node keeps its own list in a buffer of 1,024 bytes and stops working when it is full.
-C_LIST_BYTES = 1000
+#: A C node keeps its own list in a buffer of 1,024 bytes and stops working when it is full.  For
+#: the last node it wants room for the URI as it was told (with our parameters) and 32 bytes.
+C_LIST_BYTES = 880
 
 
 def c_share(uris: Iterable[SipUri]) -> list[SipUri]:

@@ -146,7 +146,7 @@ def test_after_a_handled_request_the_script_ends_or_goes_on_as_in_c(bed: Bed) ->
         for number in range(len(RC_CALLS)):
             reply = ask(node, "KDMQ", X_Case=str(number))
             assert reply.code == (404 if node is c else 200)
-    wait_for(lambda: len(went_on(a)) >= 4)
+    wait_for(lambda: len(went_on(a)) >= 4 and len(went_on(c)) >= 4)
     # Lines of two processes may change places.
     assert sorted(went_on(a)) == sorted(went_on(c)) == ["2", "3", "6", "7"]
     assert len(a.events("message")) == len(RC_CALLS)

@@ -52,7 +52,7 @@ def test_nodes_sign_and_strangers_stay_out(
         assert pythons[1].command("bcast", body="p", times=size) == 0
         assert cs[0].bcast("c" * size)
     for node in (pythons[0], pythons[2]):
-        wait_for(lambda node=node: sorted(node.sizes()) == [1, 1, 30_000, 30_000])  # type: ignore[misc]
+        wait_for(lambda node=node: sorted(map(len, node.heard())) == [1, 1, 30_000, 30_000])  # type: ignore[misc]
     for node in pythons:
         counters = node.command("counters")
         assert counters["not_signed"] == counters["answers_refused"] == 0, node.name

@@ -26,7 +26,7 @@ VARIANTS = {
 }
 #: What a C node needs to take back a node that it holds for dead, or to drop one: its transaction
 #: times out after 30 s, and its next ping comes after 5 s.
-C_PATIENCE = 45
+C_PATIENCE = 75
 
 
 @pytest.fixture(params=VARIANTS)

@@ -42,15 +42,15 @@ from .message import (
     pack_param,
     unpack_param,
 )
-from .node import Node, Status, place
+from .node import Node, Status, next_hop, place
 from .once import PLAIN_OK, Answer, Verdict
 from .outbox import DEADLINE, MAX_DEADLINE, Answered, Post, post_event, reply_event
 from .peer import Peer, RawPeer, Registry
 from .reply import RequestHead
 from .settings import Settings
 from .shared import Shared
-from .trust import HEADER_BYTES, Parts, Signed
-from .wire import METHOD, SipUri, WireError
+from .trust import HEADER_BYTES, Signed
+from .wire import SipUri, WireError
 
 #: How long a known node's worker waits for the merged list.
 ENGINE_WAIT = 0.02
@@ -199,7 +199,6 @@ class Bus:
         self.gate = Gate(settings, shared)
         self._allowed = self.gate.sources.get
         self._signs = bool(settings.keys)
-        self._whole = True  # whether the node list being handled is answered with the whole list
         self.attached = False  # whether a script has called dmq.attach()
 
     published = Published
@@ -267,12 +266,6 @@ class Bus:
             words.set(word, now)
             self.host.log("err", text)
 
-    def _identity(self, source: str, signed: Signed | None) -> object:
-        """What a copy has in common with a request.  With keys that is its source, too: a stored
-        answer goes to nobody else."""
-        identity = self.host.identity()
-        return identity if signed is None else (identity, source)
-
     def _handle(self, rc: int, at_once: bool, source: str, signed: Signed | None) -> int:
         host = self.host
         user = host.ruri_user()
@@ -288,7 +281,9 @@ class Bus:
                 self._count("not_found")
                 host.reply(404, "User Not Found")
                 return rc
-        identity = host.identity() if signed is None else self._identity(source, signed)
+        identity: object = host.identity()
+        if signed is not None:
+            identity = (identity, source)  # a stored answer goes to nobody else
         verdict, entry, answer = self._claim(identity)
         if verdict is not _NEW:
             if answer is None:
@@ -300,8 +295,9 @@ class Bus:
         if self.shared.once.evicted:
             self._count("once_evicted", self.shared.once.evicted)
             self.shared.once.evicted = 0
-        if self.node_list().relays:
-            self._relay(user)
+        nodes = self.node_list()
+        if nodes.relays:
+            self._relay(nodes, user)
         good = False
         if signed is not None and not self.gate.fresh(signed):
             answer = self._replayed(source)
@@ -310,7 +306,7 @@ class Bus:
         else:
             from_uri, body, content_type, sent_from, hops = host.request(source)
             try:
-                node = self.node_list().of_from(from_uri)
+                node = nodes.of_from(from_uri)
             except WireError:
                 answer = self._bad(400, "Bad From")
             else:
@@ -338,21 +334,24 @@ class Bus:
         self._reply(answer)
         return rc if good else -1
 
-    def _relay(self, user: str) -> None:
+    def _relay(self, nodes: NodeList, user: str) -> None:
         """Pass a message of a C node on to those of whom it cannot be told: under its name, so
         that they know whose it is."""
-        from_uri, body, content_type, _, _ = self.host.request("")
-        try:
-            sender = self.node_list().of_from(from_uri)
-        except WireError:
+        host = self.host
+        from_text = host.from_uri() or ""
+        sender = nodes.of_uri(from_text)
+        targets = nodes.relays.get(sender.uri, ()) if sender is not None else ()
+        if not targets:
             return
-        if sender is None or not body or not content_type:
+        _, body, content_type, _, _ = host.request("")
+        if not body or not content_type:
             return
-        for node in self.node_list().relays.get(sender.uri, ()):
-            headers = f"Max-Forwards: 1\r\n{wire.SUPPORTED}Content-Type: {content_type}\r\n"
-            next_hop = str(place(node)) if node.address not in node.host else ""
-            to = self.node_list().to_uri(node, user)
-            sent = self.host.send(to, wire.parse_uri(from_uri), headers, body, "", next_hop)
+        from_uri = wire.parse_uri(from_text)
+        common = f"Max-Forwards: 1\r\n{wire.SUPPORTED}Content-Type: {content_type}\r\n"
+        for node in targets:
+            to = nodes.to_uri(node, user)
+            headers = common + self.gate.sign(to, from_uri, content_type, body)
+            sent = host.send(to, from_uri, headers, body, "", next_hop(node))
             self._count("relayed" if sent else "send_failures")
 
     # Handed to a worker -----------------------------------------------------------------------
@@ -496,9 +495,9 @@ class Bus:
 
     def _notification(self, rc: int, source: str, signed: Signed | None) -> int:
         self._count("notifications")
-        first = self._whole = True
+        first = whole = True
         if signed is None or signed is UNSIGNED:
-            code, reason = self._take_list(signed is None)
+            code, reason, whole = self._take_list(signed is None)
         elif not (self.host.call_id() or "").endswith(signed.nonce):
             return self._refuse_unsigned(source, "its Call-ID is not the one that was signed")
         else:
@@ -508,7 +507,7 @@ class Bus:
             verdict, entry, answer = self._claim(identity)
             if verdict is _NEW:
                 if self.gate.fresh(signed):
-                    code, reason = self._take_list(True)
+                    code, reason, whole = self._take_list(True)
                 else:
                     code, reason = self._replayed(source)[:2]
                 self._finish(entry, identity, Answer(code, reason, source.encode(), ""))
@@ -522,14 +521,15 @@ class Bus:
         body = content_type = ""
         if code == 200 and first:  # to somewhere else a copy's answer says nothing
             python = wire.parse_agent(self.host.header("Supported"), "").python
-            body = self.node_list().body(python, self._whole)
+            body = self.node_list().body(python, whole)
             content_type = "text/plain"
         headers = self.gate.sign_reply(signed, code, content_type, body)
         self.host.reply(code, reason, body, content_type, headers)
         return rc if code == 200 else -1
 
-    def _take_list(self, believed: bool) -> tuple[int, str]:
-        """Give the node list being handled to the engine; the answer's code and reason.
+    def _take_list(self, believed: bool) -> tuple[int, str, bool]:
+        """Give the node list being handled to the engine; the answer's code and reason, and
+        whether its sender wants the whole list.
 
         believed: its sender has signed, or there are no keys."""
         host = self.host
@@ -538,19 +538,19 @@ class Bus:
         try:
             sender = wire.parse_uri(host.from_uri() or "")
         except WireError:
-            return self._bad(400, "Bad From")[:2]
+            return self._bad_list(400, "Bad From")
         if text is None:
-            return self._bad(413, "Body Cannot Be Read")[:2]
+            return self._bad_list(413, "Body Cannot Be Read")
         if text and not host.content_type():
-            return self._bad(400, "Missing Content-Type")[:2]
+            return self._bad_list(400, "Missing Content-Type")
         try:
             lines, bad = wire.parse_body(text)
         except WireError:
-            return self._bad(413, "Node List Too Long")[:2]
+            return self._bad_list(413, "Node List Too Long")
         if bad:
             self._count("bad_lines", bad)
             if not lines:
-                return self._bad(400, "Bad Node List")[:2]
+                return self._bad_list(400, "Bad Node List")
         if not believed:
             lines = self.vouched(lines)
         supported, product = host.header("Supported"), host.header("User-Agent")
@@ -561,7 +561,7 @@ class Bus:
         )
         if not ticket:
             self._inbox_full("engine")
-            return 503, "Engine Busy"
+            return 503, "Engine Busy", False
         nodes = self.node_list()
         python = wire.parse_agent(supported, product).python
         if (
@@ -572,8 +572,11 @@ class Bus:
             )
         ):
             inbox.wait_applied(ticket, ENGINE_WAIT)
-        self._whole = ";inc=" not in text or WANTS_LIST in text
-        return 200, "OK"
+        return 200, "OK", ";inc=" not in text or WANTS_LIST in text
+
+    def _bad_list(self, code: int, reason: str) -> tuple[int, str, bool]:
+        self._count("bad_requests")
+        return code, reason, False
 
     def vouched(self, lines: list[wire.Line]) -> list[wire.Line]:
         """The lines of an unsigned list that are taken: about nodes that are on the list already,
@@ -665,14 +668,13 @@ class Bus:
         result = 0
         for node in nodes:
             to = to_uri(node, peer_id)
-            # A name was looked up by the engine; nobody else waits for the DNS.
-            next_hop = str(place(node)) if node.address not in node.host else ""
+            hop = next_hop(node)
             if self._signs:
-                headers = common + self.sign(to, peer_id, content_type, body)
+                headers = common + self.gate.sign(to, from_uri, content_type, body)
             if reference:
                 event_param = self._event_param(node, reference, param)
                 accepted = bool(event_param) and self.host.send(
-                    to, from_uri, headers, body, event_param, next_hop
+                    to, from_uri, headers, body, event_param, hop
                 )
                 if not accepted and event_param.startswith(MARK_CELL):
                     self.shared.cells.take(int(event_param[len(MARK_CELL) :]))
@@ -680,7 +682,7 @@ class Bus:
                 text = body if isinstance(body, str) else body.decode()
                 accepted = self.send_stateless(node, peer_id, text, max_forwards, content_type)
             else:
-                accepted = self.host.send(to, from_uri, headers, body, "", next_hop)
+                accepted = self.host.send(to, from_uri, headers, body, "", hop)
             if accepted:
                 self._count("sent")
             else:
@@ -688,13 +690,6 @@ class Bus:
                 self.log_some(f"kemi_dmq: a message to {peer_id} at {node.uri} was not sent")
                 result = -1
         return result
-
-    def sign(self, to: SipUri, peer_id: str, content_type: str, body: str | bytes) -> str:
-        """The header line that signs a message; "" without keys."""
-        raw = body.encode() if isinstance(body, str) else body
-        from_uri = str(self.from_uri(peer_id))
-        kind = content_type if body else ""
-        return self.gate.sign(Parts(METHOD, str(to), from_uri, peer_id, kind, raw))
 
     def _post(self, nodes: tuple[Node, ...], seconds: float, post: Post) -> int:
         """Hand a message over to the outbox; what is still missing in post is filled in."""
@@ -752,7 +747,7 @@ class Bus:
         mine = self.shared.processes.mine()
         unique = f"{time.time_ns():x}.{mine}.{self._send_count}"
         socket = self.settings.server_socket
-        text = wire.build_request(
+        text = self.gate.build_request(
             via=wire.Via(to.transport, socket.host, socket.port),
             branch=f"z9hG4bK{unique}",
             call_id=f"{unique}@{socket.host.strip('[]')}",
@@ -763,7 +758,6 @@ class Bus:
             max_forwards=max_forwards,
             content_type=content_type,
             user_agent=self.user_agent(),
-            headers=self.sign(to, peer_id, content_type, body) if self._signs else "",
         )
         return self.host.send_text(place(node), text)
 

@@ -29,8 +29,7 @@ from .node import Node, Status, place
 from .outbox import Answered, Ended, Letter, Outbox, Post
 from .settings import Settings
 from .transaction import ClientTransactions
-from .trust import Parts
-from .wire import METHOD, SipUri
+from .wire import SipUri
 
 #: Seconds until a node that somebody has named without a signature is asked again.
 ASK_STRANGER = 10.0
@@ -261,7 +260,7 @@ class Engine:
     def _ask_at(self, uri: SipUri, address: str, now: float) -> None:
         to = SipUri(address, uri.port, uri.transport)
         body = self.membership.introduction()
-        notice = Notify(to, body, JOIN_MAX_FORWARDS, PROBE_PATIENCE, judged=False)
+        notice = Notify(to, body, JOIN_MAX_FORWARDS, PROBE_PATIENCE)
         self._carry_out([notice], now)
 
     def leave_texts(self) -> list[tuple[SipUri, str]]:
@@ -316,29 +315,17 @@ class Engine:
         post = letter.post
         unique = f"{self.outbox.boot}.{letter.number}"
         socket = self._settings.server_socket
-        to = SipUri(node.host, node.port, node.transport, post.peer_id)
-        from_uri = self._settings.server_address.with_user(post.peer_id)
-        content_type = post.content_type + (wire.ENCODED if post.encoded else "")
-        signed = Parts(
-            METHOD,
-            str(to),
-            str(from_uri.with_transport("udp")),
-            post.peer_id,
-            content_type if post.body else "",
-            post.body.encode(),
-        )
-        return wire.build_request(
+        return self._gate.build_request(
             via=wire.Via(node.transport, socket.host, socket.port),
             branch=f"z9hG4bK{_LETTER}{unique}",
             call_id=f"{self._letters}{letter.number}",
             tag=f"{letter.number:x}",
-            from_uri=from_uri,
-            to_uri=to,
+            from_uri=self._settings.server_address.with_user(post.peer_id),
+            to_uri=SipUri(node.host, node.port, node.transport, post.peer_id),
             body=post.body,
             max_forwards=post.max_forwards,
             user_agent=self._user_agent,
-            content_type=content_type,
-            headers=self._gate.sign(signed),
+            content_type=post.content_type + (wire.ENCODED if post.encoded else ""),
         )
 
     def _text(self, notice: Notify) -> tuple[str, str]:
@@ -348,27 +335,17 @@ class Engine:
         call_id = f"{self.call_id_prefix}{stamped}"
         channel = self._settings.notification_channel
         socket = self._settings.server_socket
-        from_uri = self._settings.server_address.with_user(channel)
-        to_uri = notice.to.with_user(channel)
-        signed = Parts(
-            METHOD,
-            str(to_uri),
-            str(from_uri.with_transport("udp")),
-            channel,
-            "text/plain" if notice.body else "",
-            notice.body.encode(),
-        )
-        text = wire.build_request(
+        text = self._gate.build_request(
             via=wire.Via(notice.to.transport, socket.host, socket.port),
             branch=f"z9hG4bK{unique}.{self._rng.getrandbits(32):08x}",
             call_id=call_id,
             tag=f"{self._rng.getrandbits(32):08x}",
-            from_uri=from_uri,
-            to_uri=to_uri,
+            from_uri=self._settings.server_address.with_user(channel),
+            to_uri=notice.to.with_user(channel),
             body=notice.body,
             max_forwards=notice.max_forwards,
             user_agent=self._user_agent,
-            headers=self._gate.sign(signed, stamped),
+            nonce=stamped,
         )
         return call_id, text
 

@@ -7,11 +7,12 @@ secret of this Kamailio's, and the addresses that names in the settings stand fo
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from . import wire
 from .networks import DEFAULT_NETWORKS, contains, parse_address
 from .trust import HEADER, Keyring, Mac, Parts, Signed, compare_digest, encode
-from .wire import SipUri, WireError, is_address, parse_uri
+from .wire import METHOD, SipUri, WireError, is_address, parse_uri
 
 if TYPE_CHECKING:
     from .host.protocol import Host
@@ -65,11 +66,42 @@ class Gate:
 
     # Signatures ----------------------------------------------------------------------------
 
-    def sign(self, parts: Parts, nonce: str = "") -> str:
-        """The header line of a request that is sent now; "" without keys."""
+    def sign(
+        self, to: SipUri, from_uri: SipUri, content_type: str, body: str | bytes, nonce: str = ""
+    ) -> str:
+        """The header line of a request that is sent now, to a peer (the user of to); "" without
+        keys."""
         if self.keyring is None:
             return ""
+        parts = Parts(
+            METHOD,
+            str(to),
+            str(from_uri.with_transport("udp")),
+            to.user,
+            content_type if body else "",
+            body.encode() if isinstance(body, str) else body,
+        )
         return self.keyring.sign(parts, self._now(), nonce or self._nonce())
+
+    def build_request(
+        self,
+        *,
+        from_uri: SipUri,
+        to_uri: SipUri,
+        body: str,
+        content_type: str = "text/plain",
+        nonce: str = "",
+        **more: Any,
+    ) -> str:
+        """wire.build_request() with the signature."""
+        return wire.build_request(
+            from_uri=from_uri,
+            to_uri=to_uri,
+            body=body,
+            content_type=content_type,
+            headers=self.sign(to_uri, from_uri, content_type, body, nonce),
+            **more,
+        )
 
     def sign_reply(self, asked: Signed | None, code: int, content_type: str, body: str) -> str:
         """The header line of a reply to a signed request; "" for others."""

@@ -146,13 +146,8 @@ class Rumours:
 
     def take(self, limit: int, room: int = RUMOUR_BYTES) -> str:
         """Lines for one message; each is told limit times in all."""
-        if not self._lines:
-            return ""
         chosen = []
-        keys = self._told
-        if len(keys) > 1:
-            keys = dict.fromkeys(sorted(keys, key=self._told.__getitem__))  # type: ignore[assignment]
-        for key in list(keys):
+        for key in sorted(self._told, key=self._told.__getitem__):
             line = self._lines[key]
             if len(line) > room:
                 break

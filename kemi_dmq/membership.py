@@ -78,8 +78,7 @@ class Notify:
     max_forwards: int
     patience: float = 8.0  # seconds until it counts as not answered; sent again meanwhile
     address: str = ""  # where the host of to is, if that is a name
-    judged: bool = True  # False: no conclusion is drawn when it is not answered
-    again: float = 0.5  # seconds until it is first sent again (RFC 3261: T1); 0: never
+    again: float = 0.5  # seconds until it is first sent again (RFC 3261: T1)
     asked_by: Key | None = None  # who asked us for this probe
 
     @property
@@ -167,6 +166,11 @@ class _Member:
         return self.agent is not None and self.agent.python
 
     @property
+    def has_c_module(self) -> bool:
+        """Not so while it is not known what it is."""
+        return self.agent is not None and not self.agent.python
+
+    @property
     def probed(self) -> bool:
         """Whether it takes part in the probes of Python nodes."""
         return self.python and self.active
@@ -210,7 +214,7 @@ class Membership:
         self._actions: list[Action] = []
         self._changed = False
         self._known_to_c: dict[Key, None] = {}  # in the order in which they came to be known
-        self._c_body: str | None = None  # until the list changes
+        self._share: list[SipUri] | None = None  # what C nodes are told, until the list changes
 
         self._now = 0.0
         self._expected: float | None = None  # when tick() was due next, seen from the last one
@@ -353,7 +357,7 @@ class Membership:
         if member is not None:
             if notice.asked_by is not None:
                 self._report(notice.asked_by, member, reached=False)
-            elif notice is member.ping and notice.judged:
+            elif notice is member.ping:
                 member.ping = None
                 if not member.probed:  # meanwhile it may have said that it is a Python node
                     self._failed(member)
@@ -467,7 +471,7 @@ class Membership:
                     self._change(member, Cause.EXPIRED)
                 elif suspicion.asks() <= now and not suspicion.asked:
                     suspicion.asked = True  # its refutation may have passed us by
-                    self._tell_suspect(member)
+                    self._say_to(member, patience=2.0)
             self._gossip()
         if self._changed:
             self._say_limit()
@@ -497,12 +501,11 @@ class Membership:
             elif member is None:
                 if line.status == "active" and rumour_of(line)[0] == "alive":
                     news |= self._learn(line, itself, agent if itself else None)
-            elif itself and line.uri.transport != member.uri.transport:
-                member.uri = line.uri
-                self._place(member)
-                self._touch()
-                news |= self._heard_itself(member, line, is_answer)
             elif itself:
+                if line.uri.transport != member.uri.transport:
+                    member.uri = line.uri
+                    self._place(member)
+                    self._touch()
                 news |= self._heard_itself(member, line, is_answer)
             elif line.incarnation and member.python:
                 state, by = rumour_of(line)
@@ -645,12 +648,14 @@ class Membership:
         if new is State.SUSPECT:
             by = set(sorted(by)[:MARKS]) or {mark(self.local)}
             member.suspicion = self._detector.suspicion(self._now, by, len(self._probed))
-            self._tell_suspect(member)
+            self._say_to(member, patience=2.0)
         elif new is State.ALIVE:
             if not member.active:
                 self._alive(member)
                 if cause is Cause.ANSWERED:
-                    self._tell_suspect(member, State.DOWN)
+                    # It is told what was thought of it, so that it refutes that for all.
+                    line = rumour_line(member.uri, member.incarnation, State.DOWN.value)
+                    self._say_to(member, more=line, patience=2.0)
         else:
             self._away(member, self._status_away(member, new))
         self._place(member)
@@ -702,10 +707,8 @@ class Membership:
                         self._away(member, Status.DISABLED)
                 elif member.fails > settings.fail_count_threshold_not_active:
                     self._away(member, Status.NOT_ACTIVE)
-            elif member.uri.key in self._contact_keys or not settings.remove_inactive:
-                self._away(member, Status.NOT_ACTIVE)
             else:
-                self._away(member, Status.DISABLED)
+                self._away(member, self._status_away(member, State.DOWN))
         if member.active:
             member.next_ping = now + self._interval()
         else:
@@ -822,8 +825,7 @@ class Membership:
     def _probe_for(self, asker: _Member, key: Key) -> None:
         target = self._members.get(key)
         if target is not None and target.python:
-            head = self._head()
-            self._say_to(target, head, patience=self._detector.patience, asked_by=asker.uri.key)
+            self._say_to(target, patience=self._detector.patience, asked_by=asker.uri.key)
 
     def _report(self, asker: Key, member: _Member, reached: bool) -> None:
         to = self._probed.get(asker)
@@ -863,17 +865,10 @@ class Membership:
                 1,
                 patience,
                 member.address,
-                judged=False,
                 again=patience / 3,
                 asked_by=asked_by,
             )
         )
-
-    def _tell_suspect(self, member: _Member, state: State = State.SUSPECT) -> None:
-        """Tell a node what was thought of it, so that it refutes that."""
-        by = member.suspicion.by if member.suspicion else ()
-        line = rumour_line(member.uri, member.incarnation, state.value, by)
-        self._say_to(member, more=line, patience=2.0)
 
     def _line_of(self, member: _Member) -> str:
         by = member.suspicion.by if member.suspicion else ()
@@ -976,9 +971,7 @@ class Membership:
 
     def c_body(self) -> str:
         """The list as it is told to C nodes."""
-        if self._c_body is None:
-            self._c_body = build_body(self._c_share())
-        return self._c_body
+        return build_body(self._c_share())
 
     def answer_body(self) -> str:
         """What Python nodes are answered."""
@@ -997,16 +990,18 @@ class Membership:
         """What C nodes are told of.  They keep what they were told, so the choice changes only by
         those who go: first those that some C node knows, then other C nodes, then the first by
         host and port.  (This node is not preferred: each of us would prefer another.)"""
+        if self._share is not None:
+            return self._share
         members = {key: member for key, member in self._members.items() if member.active}
         uris = {self.local.key: self.local, **{key: m.uri for key, m in members.items()}}
-        c_nodes = {key for key, m in members.items() if m.agent is not None and not m.agent.python}
+        c_nodes = {key for key, m in members.items() if m.has_c_module}
         if not c_nodes:
             self._known_to_c.clear()  # so that all of us choose the same when the first one comes
         known = [key for key in self._known_to_c if key in uris]
         others = sorted(uris.keys() - set(known), key=lambda key: (key not in c_nodes, key))
-        share = c_share([uris[key] for key in (*known, *others)])
-        self._known_to_c = dict.fromkeys(uri.key for uri in share)
-        return share
+        self._share = c_share([uris[key] for key in (*known, *others)])
+        self._known_to_c = dict.fromkeys(uri.key for uri in self._share)
+        return self._share
 
     def _c_node_knows(self, sender: Key, agent: Agent, lines: list[Line]) -> None:
         if agent.python:
@@ -1021,29 +1016,32 @@ class Membership:
             member.lists = frozenset(listed)
             self._touch()
 
+    def _c_nodes(self) -> list[_Member]:
+        """The active ones that are known to be C nodes."""
+        return [m for m in self._pinged.values() if m.active and m.has_c_module]
+
     def relays(self) -> dict[str, list[str]]:
         """C nodes (URIs) whose messages this node passes on, and to whom: the Python nodes that a C
         node cannot be told of.  Of those whom it knows the first one, by host and port, does it."""
+        found: dict[str, list[str]] = {}
+        c_nodes = self._c_nodes()
+        if not c_nodes:
+            return found
         share = {uri.key for uri in self._c_share()}
+        told = [key for key in self._probed if key in share]
         untold = {key: m for key, m in self._probed.items() if key not in share}
-        if not untold:
-            return {}
-        found = {}
-        for member in self._pinged.values():
-            if member.agent is None or member.python or not member.active:
-                continue
-            told = [key for key in self._probed if key in member.lists and key in share]
-            if self.local.key in member.lists and self.local.key <= min(told, default=_LAST):
-                found[str(member.uri)] = [
-                    str(m.uri) for key, m in untold.items() if key not in member.lists
+        for c_node in c_nodes if untold else ():
+            knows = c_node.lists
+            first = min((key for key in told if key in knows), default=_LAST)
+            if self.local.key in knows and self.local.key <= first:
+                found[str(c_node.uri)] = [
+                    str(m.uri) for key, m in untold.items() if key not in knows
                 ]
         return found
 
     def _say_limit(self) -> None:
         """Once: that C nodes cannot be told of all."""
-        if self._limit_said or not any(
-            m.active and m.agent is not None and not m.python for m in self._pinged.values()
-        ):
+        if self._limit_said or not self._c_nodes():
             return
         count, known = len(self._c_share()), 1 + sum(m.active for m in self._members.values())
         if count < known:
@@ -1086,9 +1084,7 @@ class Membership:
         for uri in contact.addresses:
             if uri.key not in self._members:  # else it is pinged or probed
                 self._actions.append(
-                    Notify(
-                        uri, self._first_words(), JOIN_MAX_FORWARDS, PROBE_PATIENCE, judged=False
-                    )
+                    Notify(uri, self._first_words(), JOIN_MAX_FORWARDS, PROBE_PATIENCE)
                 )
 
     def _set_places(self, contact: _Contact, places: list[Key]) -> None:
@@ -1103,7 +1099,7 @@ class Membership:
         self._changed = True
         self._changed_at = self._now
         self._sync_pause = SYNC_MIN
-        self._c_body = None
+        self._share = None
 
     def _member_node(self, member: _Member) -> Node:
         node = _node(member.uri, member.status, python=member.python, address=member.address)

@@ -44,3 +44,9 @@ def place(node: Node) -> SipUri:
     """Where a node is, with its address for its name."""
     host = f"[{node.address}]" if ":" in node.address else node.address
     return SipUri(host or node.host, node.port, node.transport)
+
+
+def next_hop(node: Node) -> str:
+    """Where to send what bears the node's name ("": where its URI says): a name was looked up by
+    the engine, and nobody else waits for the DNS."""
+    return str(place(node)) if node.address not in node.host else ""

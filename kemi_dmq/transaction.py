@@ -37,7 +37,7 @@ class ClientTransactions:
     def start(self, call_id: str, notice: Notify, text: str, now: float) -> None:
         """Remember a request that is being sent now; it is given up after notice.patience."""
         self._open[call_id] = _Request(notice, text, now + notice.patience, notice.again)
-        again = notice.again if notice.to.transport == "udp" and notice.again else notice.patience
+        again = notice.again if notice.to.transport == "udp" else notice.patience
         first = now + min(again, notice.patience)
         heapq.heappush(self._due, (first, call_id))
 

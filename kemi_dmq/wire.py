@@ -245,22 +245,6 @@ def c_share(uris: Iterable[SipUri]) -> list[SipUri]:
 LIST_BYTES = 30_000
 
 
-def python_share(uris: list[SipUri], start: int) -> list[SipUri]:
-    """The nodes that one list to a Python node holds: all, or where those are too many the first
-    (the local node) and others in turn, from start on."""
-    if sum(len(str(uri)) + 16 for uri in uris) <= LIST_BYTES:
-        return uris
-    others = uris[1:]
-    start %= len(others)
-    chosen, size = uris[:1], 0
-    for uri in (*others[start:], *others[:start]):
-        size += len(str(uri)) + 16
-        if size > LIST_BYTES - 100:
-            break
-        chosen.append(uri)
-    return chosen
-
-
 @dataclass(frozen=True, slots=True)
 class Agent:
     """Who the other side is, by its Supported and User-Agent or Server headers."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..bus import MAX_UDP, Bus
 from ..host.kamailio import KamailioHost
-from ..node import Node, place
+from ..node import Node, next_hop
 from ..wire import METHOD, SUPPORTED, SipUri
 from .core import Core
 from .nodes import NodeStructs
@@ -179,7 +179,7 @@ class Sender:
         to = bus.node_list().to_uri(node, peer_id)
         return self._new(
             _headers(max_forwards, kind, len(raw))
-            + bus.sign(to, peer_id, kind.decode("utf-8", "replace"), raw)
+            + bus.gate.sign(to, bus.from_uri(peer_id), kind.decode("utf-8", "replace"), raw)
         )
 
     def _socket(self, transport: str) -> _String | None:
@@ -198,12 +198,10 @@ class Sender:
         return self._string("from", peer_id, text=lambda: str(self._bus.from_uri(peer_id)))
 
     def _next_hop(self, node: Node, listed: bool) -> _String | None:
-        if node.address in node.host:
+        hop = next_hop(node)
+        if not hop:
             return None
-        # A name was looked up by the engine; nobody else waits for the DNS.
-        if not listed:
-            return self._new(str(place(node)))
-        return self._string("hop", node.uri, node.address, text=lambda: str(place(node)))
+        return self._string("hop", hop, text=lambda: hop) if listed else self._new(hop)
 
     def _tell_large(self, node: Node, peer_id: str, size: int) -> None:
         """One line for this Kamailio's life: what the receiver may drop."""

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, CNode, PythonNode, wait_for, whole
+from tests.support.kamailio import (
+    BOTH_ROUTINGS,
+    FAILING_ENGINE,
+    SCRIPT,
+    Bed,
+    CNode,
+    PythonNode,
+    wait_for,
+    whole,
+)
 from tests.support.relay import Relay
 
 A, B, C, RELAY = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.50"
@@ -339,16 +348,7 @@ def test_reloads_of_both_sides_lose_nothing_and_keep_the_order(bed: Bed) -> None
 
 @pytest.mark.allows("the engine failed")
 def test_what_waits_outlives_an_engine_that_fails(bed: Bed) -> None:
-    failing = (
-        "import kemi_dmq.engine as e\n"
-        "handle = e.Engine.handle\n"
-        "def fail(self, event, now):\n"
-        "    if 'nobody.invalid' in str(event):\n"
-        "        raise RuntimeError('as the test asked for')\n"
-        "    handle(self, event, now)\n"
-        "e.Engine.handle = fail\n"
-    )
-    script = SCRIPT.read_text().replace("VERSION = 1 ", failing + "VERSION = 1 ")
+    script = SCRIPT.read_text().replace("VERSION = 1 ", f"{FAILING_ENGINE}VERSION = 1 ")
     a, b = bed.python(A, script=script), bed.python(B, NOTIFY)
     start(a, b)
     b.stop()

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.kamailio import BOTH_ROUTINGS, ROUTINGS, SCRIPT, Bed, PythonNode, wait_for, whole
+from tests.support.kamailio import (
+    BOTH_ROUTINGS,
+    FAILING_ENGINE,
+    ROUTINGS,
+    SCRIPT,
+    Bed,
+    PythonNode,
+    wait_for,
+    whole,
+)
 from tests.support.sip import SipSocket, parse_reply, request
 
 A, B = "127.0.0.2", "127.0.0.3"
@@ -238,16 +247,7 @@ def test_without_app_pythons_symbols_the_bus_and_reloads_work_all_the_same(bed: 
 @pytest.mark.allows("the engine failed")
 @BOTH_ROUTINGS
 def test_an_engine_that_fails_says_so_once_and_goes_on_with_the_list(bed: Bed) -> None:
-    failing = (
-        "import kemi_dmq.engine as e\n"
-        "handle = e.Engine.handle\n"
-        "def fail(self, event, now):\n"
-        "    if 'nobody.invalid' in str(event):\n"
-        "        raise RuntimeError('as the test asked for')\n"
-        "    handle(self, event, now)\n"
-        "e.Engine.handle = fail\n"
-    )
-    a = bed.python(A, script=script(1).replace("VERSION = 1 ", failing + "VERSION = 1 "))
+    a = bed.python(A, script=script(1).replace("VERSION = 1 ", f"{FAILING_ENGINE}VERSION = 1 "))
     b = bed.python(B, NOTIFY)
     a.start()
     b.start()

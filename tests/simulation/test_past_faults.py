@@ -8,16 +8,7 @@ from kemi_dmq.gossip import fingerprint, rumour_line
 from kemi_dmq.testing.simulator import Simulator
 from kemi_dmq.wire import Agent, SipUri, WireError, parse_line, parse_uri
 
-
-def hosts(count: int) -> list[str]:
-    return [f"10.0.{n // 200}.{n % 200 + 1}" for n in range(count)]
-
-
-def bus_of(count: int, seed: int) -> Simulator:
-    simulator = Simulator(seed)
-    simulator.form(hosts(count))
-    simulator.run(3 + seed % 10 / 7)
-    return simulator
+from .test_swim import bus_of, hosts
 
 
 @pytest.mark.parametrize("seed", range(4))

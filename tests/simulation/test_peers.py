@@ -272,11 +272,14 @@ def test_messages_without_a_transaction_are_sent_once() -> None:
 # A C node on a bus that is larger than it can know
 
 
-def test_what_a_c_node_broadcasts_reaches_each_python_node_once() -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"keys": "k1:a-secret-of-the-bus", "unsigned_networks": C}]
+)
+def test_what_a_c_node_broadcasts_reaches_each_python_node_once(settings: dict[str, Any]) -> None:
     hosts = [f"10.0.1.{n}" for n in range(1, 46)]
     simulator = Simulator(1)
     for host in hosts:
-        simulator.add_node(host, hosts[:1], script=Recorder)
+        simulator.add_node(host, hosts[:1], script=Recorder, **settings)
     assert simulator.run_until(simulator.whole, 5)
     c = simulator.add_node(C, hosts[:1], python=False, version=(5, 6))
     simulator.run(12)

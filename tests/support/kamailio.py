@@ -23,6 +23,16 @@ ROOT = Path(__file__).resolve().parents[2]
 ROUTINGS = ("kemi", "native")
 BOTH_ROUTINGS = pytest.mark.parametrize("bed", ROUTINGS, indirect=True)
 SCRIPT = Path(__file__).with_name("node_script.py")
+#: Code for a script: the engine fails at an event that names nobody.invalid.
+FAILING_ENGINE = """\
+import kemi_dmq.engine as e
+handle = e.Engine.handle
+def fail(self, event, now):
+    if 'nobody.invalid' in str(event):
+        raise RuntimeError('as the test asked for')
+    handle(self, event, now)
+e.Engine.handle = fail
+"""
 T = TypeVar("T")
 
 

@@ -154,12 +154,11 @@ class Engine:
     def start(self, now: float, known: Published | None = None) -> None:
         """Begin, or go on with what an engine that has failed had published."""
         nodes: tuple[Node, ...] = ()
-        incarnations = {}
+        lines: list[wire.Line] = []
         if known is not None:
             nodes = known.nodes
             lines, _ = wire.parse_body(known.bodies.whole)
-            incarnations = {line.uri.key: line.incarnation for line in lines}
-        self._carry_out(self.membership.start(now, nodes, incarnations), now)
+        self._carry_out(self.membership.start(now, nodes, lines), now)
 
     def next_deadline(self) -> float | None:
         times = (

@@ -17,15 +17,16 @@ The rules, and where they come from:
   are the same node, under the URI with which it speaks itself.  C nodes list the name in their
   notification_address beside the node's own URI.
 - A node that is away is probed every second at first, then with a growing pause of at most
-  PROBE_MAX seconds, also after it has left the list; it is forgotten after reconnect_timeout.  Only
-  one failure per ping_interval counts for the statuses, as if there were pings alone.
+  PROBE_MAX seconds, also after it has left the list; it is forgotten when for reconnect_timeout
+  nobody has said that it is there.  Only one failure per ping_interval counts for the statuses, as
+  if there were pings alone.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from . import gossip
@@ -46,6 +47,8 @@ PROBE_PATIENCE = 1.0
 PROBERS = 8
 #: Of a question at a notification address, and of a probe: who answers passes us on.
 JOIN_MAX_FORWARDS = 2
+#: A suspect is told by some so many of those who heard of it, so that it can refute.
+FEW = 8
 RESOLVE_PAUSE = 10.0
 #: News go out at once, but not more often than this.
 GOSSIP_PAUSE = 0.02
@@ -135,6 +138,7 @@ class _Member:
     listed: bool = True  # False: it has left the list and is only probed
     agent: Agent | None = None
     away_since: float = 0.0
+    named: float = float("-inf")  # when somebody else last said that it is active, while it is not
 
     # C nodes, nodes that are away, and those of which it is not known what they are: pings
     next_ping: float = 0.0
@@ -265,12 +269,12 @@ class Membership:
     # Events --------------------------------------------------------------------------------
 
     def start(
-        self, now: float, known: Iterable[Node] = (), incarnations: Mapping[Key, int] | None = None
+        self, now: float, known: Iterable[Node] = (), lines: Iterable[Line] = ()
     ) -> list[Action]:
         """Begin, or go on after a failure of the engine with the nodes that were published and
-        the incarnations that are known of them."""
+        the lines that told of them."""
         self._now = now
-        incarnations = incarnations or {}
+        said = {line.uri.key: line for line in lines}
         for node in known:
             if not node.local:
                 uri = SipUri(node.host, node.port, node.transport)
@@ -278,7 +282,11 @@ class Membership:
                 address = f"[{node.address}]" if ":" in node.address else node.address
                 member = _Member(uri, node.status, address, agent=agent, next_ping=now)
                 member.state = State.ALIVE if member.active else State.DOWN
-                member.incarnation = incarnations.get(uri.key, 0) if node.python else 0
+                line = said.get(uri.key)
+                if node.python and line is not None:
+                    member.incarnation = line.incarnation
+                    if not member.active and rumour_of(line)[0] == State.LEFT.value:
+                        member.state = State.LEFT
                 self._members[uri.key] = member
                 self._place(member)
                 self._first_list_told = True
@@ -457,7 +465,8 @@ class Membership:
             if contact.next_ask <= now and self._asks(contact):
                 self._ask(contact)
         for member in list(self._pinged.values()):
-            if not member.listed and now - member.away_since > self._settings.reconnect_timeout:
+            since = max(member.away_since, member.named)
+            if not member.listed and now - since > self._settings.reconnect_timeout:
                 self._forget(member)
             elif member.next_ping <= now and member.ping is None:
                 self._ping(member)
@@ -471,7 +480,8 @@ class Membership:
                     self._change(member, Cause.EXPIRED)
                 elif suspicion.asks() <= now and not suspicion.asked:
                     suspicion.asked = True  # its refutation may have passed us by
-                    self._say_to(member, patience=2.0)
+                    if self._is_one_of_few():
+                        self._say_to(member, patience=2.0)
             self._gossip()
         if self._changed:
             self._say_limit()
@@ -602,16 +612,22 @@ class Membership:
         self._set_incarnation(member, incarnation)
         suspicion = member.suspicion
         if suspicion is not None:
-            new = sorted(by - suspicion.by)[: MARKS - len(suspicion.by)]
-            if new:
-                # Two nodes may bear the same mark: this many confirm it at least.
-                suspicion.by |= set(new)
-                self._rumour(member)
+            self._confirm(member, suspicion, by)
             if state == "down" and self._now < suspicion.asks():
                 # Who says so has begun before us, or was behind a cut that has just healed: the
                 # suspect gets its time to refute.
                 state = "suspect"
         self._change(member, _CAUSES[state], by)
+
+    def _confirm(
+        self, member: _Member, suspicion: Suspicion, by: frozenset[str] | set[str]
+    ) -> None:
+        """Others (or we ourselves) suspect it as well."""
+        new = sorted(by - suspicion.by)[: MARKS - len(suspicion.by)]
+        if new:
+            # Two nodes may bear the same mark: this many confirm it at least.
+            suspicion.by |= set(new)
+            self._rumour(member)
 
     def _said_of_us(self, line: Line, sender: Key | None) -> None:
         """Somebody doubts us, or knows a later incarnation than ours: refute it.  (A C node's
@@ -631,6 +647,9 @@ class Membership:
 
     def _look(self, member: _Member) -> None:
         """Others see it otherwise than we do: ask it."""
+        if not member.active:
+            # Forgotten, it would be learned anew from them, as if it had come.
+            member.named = self._now
         if self._now - member.last_sent >= PROBE_MIN and not member.probed:
             member.next_ping = self._now
 
@@ -648,7 +667,8 @@ class Membership:
         if new is State.SUSPECT:
             by = set(sorted(by)[:MARKS]) or {mark(self.local)}
             member.suspicion = self._detector.suspicion(self._now, by, len(self._probed))
-            self._say_to(member, patience=2.0)
+            if cause is Cause.MISSED or self._is_one_of_few():
+                self._say_to(member, patience=2.0)
         elif new is State.ALIVE:
             if not member.active:
                 self._alive(member)
@@ -801,6 +821,8 @@ class Membership:
             elif isinstance(step, Missed):
                 by = {mark(self.local)}
                 by |= {mark(self._members[k].uri) for k in step.confirmed_by if k in self._members}
+                if member.suspicion is not None:
+                    self._confirm(member, member.suspicion, by)
                 self._change(member, Cause.MISSED, by)
 
     def _python_spoke(self, member: _Member, lines: list[Line], is_request: bool) -> None:
@@ -844,6 +866,10 @@ class Membership:
         missed: Key | None = None,
     ) -> Head:
         return Head(self.local, self.incarnation, self._digest, wants_list, probe, reached, missed)
+
+    def _is_one_of_few(self) -> bool:
+        """Of many nodes that could all tell one the same, some FEW do."""
+        return self._rng.random() * len(self._probed) < FEW
 
     def _say_to(
         self,

@@ -76,7 +76,8 @@ class Settings:
     #: Python nodes watch each other by probes (docs/membership.md); names and meanings are those of
     #: HashiCorp's memberlist.  Milliseconds between two probes that a node sends.
     probe_interval: int = 900
-    #: Milliseconds until a probe that was not answered is tried through others.
+    #: Milliseconds until a probe that was not answered is tried through others; less than
+    #: probe_interval, when it has been missed.
     probe_timeout: int = 400
     #: Through how many others.
     indirect_checks: int = 3
@@ -92,8 +93,8 @@ class Settings:
     gossip_interval: int = 200
     gossip_nodes: int = 3
     retransmit_mult: int = 4
-    #: Seconds after which a node that is away is forgotten (Serf's name); until then it is probed,
-    #: at least every 10 s.  Notification addresses are never forgotten.
+    #: Seconds after which a node that is away, and that nobody says is there, is forgotten (Serf's
+    #: name); until then it is probed, at least every 10 s.  Notification addresses are never forgotten.
     reconnect_timeout: int = 600
     #: Bytes of shared memory that remember answered requests, so that a copy of one is answered
     #: again and not run again.  8 MB hold 32 s (RFC 3261, timer J) of 8,000 messages a second.
@@ -199,6 +200,12 @@ def check(given: Mapping[str, object]) -> Settings:
     values["keys"] = _keys(values.get("keys", ()))
     settings = Settings(server_address=address, **values)  # type: ignore[arg-type]
     _check_allowed(settings, given.get("allowed_networks"))
+    if settings.probe_timeout >= settings.probe_interval:
+        name = "probe_timeout" if "probe_timeout" in values else "probe_interval"
+        right = f"less than probe_interval, which is {settings.probe_interval}"
+        if name == "probe_interval":
+            right = f"more than probe_timeout, which is {settings.probe_timeout}"
+        raise SettingError(name, values[name], right)
     return settings
 
 

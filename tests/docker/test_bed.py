@@ -26,7 +26,7 @@ VARIANTS = {
 }
 #: What a C node needs to take back a node that it holds for dead, or to drop one: its transaction
 #: times out after 30 s, and its next ping comes after 5 s.
-C_PATIENCE = 75
+C_PATIENCE = 45
 
 
 @pytest.fixture(params=VARIANTS)
@@ -223,6 +223,18 @@ def test_back_with_another_address_under_the_same_name(
     measured(f"{what} | Python nodes", clock.seconds)
     # The old address: it has said goodbye, or pings find that nobody is there.
     wait_for(lambda: all(old not in n.active() for n in others), 20, views(nodes))
+    if who == "a" and how == "kill -9" and len(cs) > 1:
+        # C nodes never remove their notification address, here the dead one, and believe each
+        # other that it is active: as often as a ping of one finds it dead, the other's list
+        # revives it.  That is so on a bus of C nodes alone, and may last.
+        everyone = {n.uri for n in nodes}
+        wait_for(lambda: whole(nodes, pythons), 5, views(nodes))
+        wait_for(
+            lambda: all(everyone <= n.active() <= everyone | {old} for n in cs),
+            C_PATIENCE,
+            views(nodes),
+        )
+        return
     wait_for(lambda: whole(nodes), C_PATIENCE, views(nodes))
     measured(f"{what} | all nodes, the old address gone", clock.seconds)
 

@@ -81,3 +81,40 @@ def test_a_suspicion_of_many_is_not_read_as_alive() -> None:
     marks = [f"{n:04x}" for n in range(60)]
     with pytest.raises(WireError):
         parse_line(rumour_line(SipUri("10.0.0.1", 5060), 5, "suspect", marks))
+
+
+def test_a_c_node_that_one_node_cannot_reach_does_not_come_and_go_there() -> None:
+    """It was forgotten after reconnect_timeout, and learned anew from the others as if it came."""
+    simulator = Simulator(1, records=False)
+    apart, others = "10.0.0.1", ["10.0.0.2", "10.0.0.3"]
+    for host in (apart, *others):
+        simulator.add_node(host, [others[0]], reconnect_timeout=60)
+    simulator.add_node("10.0.0.9", [others[0]], python=False)
+    assert simulator.run_until(simulator.whole, 15)
+    simulator.partition([apart], ["10.0.0.9"])
+    simulator.run(60)
+    node = simulator.python_node(apart)
+    assert simulator.nodes_seen_by(others[0])["10.0.0.9"] == "active"
+    already = len(node.told)
+    simulator.run(600)
+    assert node.told[already:] == []
+    simulator.heal()
+    simulator.run(30)
+    assert simulator.nodes_seen_by(apart)["10.0.0.9"] == "active"
+
+
+def test_a_suspicion_does_not_bring_the_words_of_all_upon_the_suspect() -> None:
+    """Each of the others told it that it was suspected: N datagrams for each suspicion."""
+    simulator = bus_of(200, 1)
+    victim = simulator.python_node(hosts(200)[5])
+    simulator.run(5)
+    start = simulator.now
+    simulator.pause(hosts(200)[5], 3.2)
+    simulator.run(8)
+    suspected = [
+        record
+        for record in simulator.sent(since=start)
+        if record.to == victim.uri.key and "state=suspect" in record.text
+    ]
+    assert victim.engine.membership.incarnation > 1
+    assert 1 <= len(suspected) <= 80, len(suspected)

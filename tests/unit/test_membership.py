@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from kemi_dmq.gossip import mark
 from kemi_dmq.membership import (
     ASK_AGAIN,
     ASK_ALONE,
@@ -565,6 +566,45 @@ def test_a_status_can_be_changed_to_active_and_a_dead_node_does_not_stay_so() ->
     assert [tell.event for tell in of(Tell, actions)] == [UP]
     assert [tell.event for tell in of(Tell, silence.fail())] == [DISABLED]
     assert membership.change_status(B, Status.ACTIVE, now) == [], "it is not on the list"
+
+
+# Between Python nodes
+
+
+def python_node_line(uri: SipUri, state: str = "", by: str = "", incarnation: int = 7) -> Line:
+    more = f"state={state}" if state else ""
+    return Line(uri, "active", incarnation, more + (f";by={by}" if by else ""))
+
+
+def test_our_own_miss_confirms_a_suspicion_that_we_heard_of() -> None:
+    """Nobody but A and this node: what A says of B, B's silence confirms."""
+    membership = make()
+    for uri in (A, B):
+        membership.on_notification(uri, [python_node_line(uri)], PYTHON, 1, 0.0)
+    heard = [python_node_line(A), python_node_line(B, "suspect", "0abc")]
+    membership.on_notification(A, heard, PYTHON, 1, 0.0)
+    now, told = 0.0, set()
+    while now < 3:
+        now = membership.next_deadline() or 3.0
+        for notice in of(Notify, membership.tick(now)):
+            told |= {line.more for line in parse_body(notice.body)[0] if line.uri == B}
+            if notice.to == A:
+                membership.on_answer(notice, 200, [python_node_line(A)], PYTHON, now)
+    ours = mark(membership.local)
+    assert f"state=suspect;by={'.'.join(sorted(['0abc', ours]))}" in told
+
+
+def test_a_node_that_left_is_still_one_that_left_after_the_engine_failed() -> None:
+    """No late datagram revives it; one that is dead would be alive as soon as it answers."""
+    statuses_after = {}
+    for state in ("left", "down"):
+        membership = make()
+        known = [node(str(A), status=Status.NOT_ACTIVE, python=True)]
+        membership.start(0.0, known, [python_node_line(A, state)])
+        late = Notify(A, "", 1)
+        membership.on_answer(late, 200, [python_node_line(A)], PYTHON, 21.0)
+        statuses_after[state] = statuses(membership)["10.0.0.2"]
+    assert statuses_after == {"left": "not_active", "down": "active"}
 
 
 # Properties

@@ -66,6 +66,8 @@ C_DEFAULTS = {
         ({"allowed_networks": "10.0.0.1/8"}, "allowed_networks", "no bits set behind the prefix"),
         ({"allowed_networks": "10.0.0.0/8 bus"}, "allowed_networks", "'bus'"),
         ({"unsigned_networks": 5}, "unsigned_networks", "a list of networks"),
+        ({"probe_timeout": 900}, "probe_timeout", "less than probe_interval, which is 900"),
+        ({"probe_interval": 400}, "probe_interval", "more than probe_timeout, which is 400"),
         ({"key_window": 1}, "key_window", "a number from 5 to 3600"),
         (
             {"allowed_networks": "10.0.0.0/8", "notification_address": "sip:192.0.2.1"},

@@ -144,11 +144,11 @@ class NodeList:
                 self._to_uris[key] = uri
         return uri
 
-    def body(self, python: bool, whole: bool) -> str:
+    def body(self, python: bool, whole: bool, from_text: str) -> str:
         """What a notification is answered with."""
         bodies = self._published.bodies
         if not python:
-            return bodies.to_c
+            return bodies.to_c if self.of_uri(from_text) else bodies.to_new_c
         return bodies.whole if whole else bodies.to_python
 
 
@@ -185,7 +185,7 @@ class Bus:
             True,
             local_address,
         )
-        alone = Bodies(*[wire.build_body([address])] * 3)
+        alone = Bodies(*[wire.build_body([address])] * 4)
         self._list = NodeList(0, Published(pack_nodes([local], alone)))
         self._prefix = call_id_prefix(settings)
         self._references: dict[ResponseFunction, str] = {}
@@ -521,7 +521,7 @@ class Bus:
         body = content_type = ""
         if code == 200 and first:  # to somewhere else a copy's answer says nothing
             python = wire.parse_agent(self.host.header("Supported"), "").python
-            body = self.node_list().body(python, whole)
+            body = self.node_list().body(python, whole, self.host.from_uri() or "")
             content_type = "text/plain"
         headers = self.gate.sign_reply(signed, code, content_type, body)
         self.host.reply(code, reason, body, content_type, headers)

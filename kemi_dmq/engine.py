@@ -16,6 +16,7 @@ from .gate import Gate
 from .membership import (
     JOIN_MAX_FORWARDS,
     PROBE_PATIENCE,
+    QUESTION,
     Action,
     FirstList,
     Membership,
@@ -40,7 +41,8 @@ STRANGERS = 256
 class Bodies(NamedTuple):
     """What SIP workers answer notifications with."""
 
-    to_c: str  # C nodes: the list, as much of it as they can hold
+    to_c: str  # C nodes
+    to_new_c: str  # C nodes that are not on the list
     to_python: str  # Python nodes: a digest and what is new
     whole: str  # Python nodes that want the list
 
@@ -232,7 +234,12 @@ class Engine:
     def published(self) -> tuple[Any, ...]:
         """The list now."""
         known = self.membership
-        bodies = Bodies(known.c_body(), known.answer_body(), known.list_body())
+        bodies = Bodies(
+            known.c_answer_body(),
+            known.c_answer_body(is_new=True),
+            known.answer_body(),
+            known.list_body(),
+        )
         return pack_nodes(known.nodes(), bodies, known.relays())
 
     def _ask(self, uri: SipUri, now: float) -> None:
@@ -258,8 +265,7 @@ class Engine:
 
     def _ask_at(self, uri: SipUri, address: str, now: float) -> None:
         to = SipUri(address, uri.port, uri.transport)
-        body = self.membership.introduction()
-        notice = Notify(to, body, JOIN_MAX_FORWARDS, PROBE_PATIENCE)
+        notice = Notify(to, QUESTION, JOIN_MAX_FORWARDS, PROBE_PATIENCE)
         self._carry_out([notice], now)
 
     def leave_texts(self) -> list[tuple[SipUri, str]]:

@@ -6,7 +6,9 @@ engine feeds events in and carries the actions out, the simulator does the same 
 The rules, and where they come from:
 
 - With C nodes we speak as they do: lists, Max-Forwards, pings and the three statuses are the C
-  module's (6.1 for remove_inactive and the fail counts).
+  module's (6.1 for remove_inactive and the fail counts).  But a C node that lists more than its
+  buffer holds stops working, so it is told of nobody new before it has said whom it lists, and
+  each Python node tells of itself only, if there is room (c_room.py).
 - Python nodes tell each other what has changed (gossip.py) and watch each other by probes
   (swim.py).  A node's incarnation, which only the node itself raises, orders what is said of it.
 - What a third party says adds nodes that we did not know; it never revives one that did not
@@ -30,11 +32,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from . import gossip
+from .c_room import CShare, c_share
 from .gossip import Head, Rumours, fingerprint, mark, parse_head, rumour_line, rumour_of
 from .node import Node, Status
 from .settings import Settings
 from .swim import TRANSITIONS, AskOthers, Cause, Detector, Missed, Probe, State, Suspicion
-from .wire import LIST_BYTES, Agent, Line, SipUri, build_body, c_share, is_address, leave_status
+from .wire import LIST_BYTES, Agent, Line, SipUri, build_body, is_address, leave_status
 
 Key = tuple[str, int]
 
@@ -47,9 +50,18 @@ PROBE_PATIENCE = 1.0
 PROBERS = 8
 #: Of a question at a notification address, and of a probe: who answers passes us on.
 JOIN_MAX_FORWARDS = 2
+#: To whom we do not know: a notification without a list, which C nodes and Python nodes answer with
+#: theirs.  Our own name could be the one too many for a C node.
+QUESTION = ""
 #: A suspect is told by some so many of those who heard of it, so that it can refute.
 FEW = 8
 RESOLVE_PAUSE = 10.0
+#: A node that a C node does not list tells it of itself when no Python node has come for QUIET, so
+#: that all of them know each other and agree who there is room for, or SETTLED at the latest; who
+#: knows no other Python node, within JITTER after that.  Not again before INTRODUCE_AGAIN.
+SETTLED = 3.0
+JITTER = 0.5
+INTRODUCE_AGAIN = 5.0
 #: News go out at once, but not more often than this.
 GOSSIP_PAUSE = 0.02
 #: Who names an incarnation so far ahead of ours (milliseconds: ten years) does not say the truth:
@@ -145,6 +157,7 @@ class _Member:
     last_sent: float = float("-inf")
     ping: Notify | None = None  # on its way, not answered yet: what it is judged by
     excused: bool = False  # it spoke while a ping was on its way, and has not answered since
+    owes_init: bool = False  # init_callback is to run for it when it knows us
     busy: bool = False  # it has answered 503, and has not answered otherwise since
     fails: int = 0
     counts_from: float = float("-inf")  # a failure before this time is not counted
@@ -155,8 +168,11 @@ class _Member:
     suspicion: Suspicion | None = None
     share: int = 0  # its part in the digest
 
-    # C nodes: whom it lists as active, as far as it has told us
-    lists: frozenset[Key] = frozenset()
+    # C nodes
+    lists: dict[Key, SipUri] | None = None  # as active; None: it has not said yet
+    introduce_at: float = _NEVER  # when it is asked whom it lists, to be told of us
+    asking: bool = False  # its next answer is the answer to that
+    introduced: float = -_NEVER  # when it was told of us last
 
     line: str = ""  # what is told of it, and what that was made of
     line_of: tuple[object, ...] = ()
@@ -217,8 +233,10 @@ class Membership:
         self._first_list_told = False
         self._actions: list[Action] = []
         self._changed = False
-        self._known_to_c: dict[Key, None] = {}  # in the order in which they came to be known
-        self._share: list[SipUri] | None = None  # what C nodes are told, until the list changes
+        self._share: CShare | None = None  # of C nodes' room, until the list changes
+        self._came_at = 0.0  # when the last Python node came, and the first of those just before
+        self._coming_since = 0.0
+        self._settled = False  # seen from the last tick
 
         self._now = 0.0
         self._expected: float | None = None  # when tick() was due next, seen from the last one
@@ -248,9 +266,12 @@ class Membership:
 
     def next_deadline(self) -> float | None:
         """When tick() is due; None if never."""
-        times = [m.next_ping for m in self._pinged.values() if m.ping is None]
+        pinged = [m for m in self._pinged.values() if m.ping is None]
+        times = [min(m.next_ping, m.introduce_at) for m in pinged]
         times += [c.next_ask for c in self._contacts if self._asks(c)]
         times += [m.suspicion.due() for m in self._suspects.values() if m.suspicion]
+        if not self._settled:
+            times.append(self._settled_at)
         if self._probed:
             times.append(self._detector.next_deadline())
             times.append(self._next_gossip)
@@ -273,7 +294,7 @@ class Membership:
     ) -> list[Action]:
         """Begin, or go on after a failure of the engine with the nodes that were published and
         the lines that told of them."""
-        self._now = now
+        self._now = self._came_at = self._coming_since = now
         said = {line.uri.key: line for line in lines}
         for node in known:
             if not node.local:
@@ -312,7 +333,8 @@ class Membership:
             self._tell_c_nodes(max_forwards - 1)
         if member is not None and agent.python:
             self._python_spoke(member, lines, is_request=True)
-        self._first_list(member)
+        if lines:
+            self._first_list(member)
         return self.tick(now)
 
     def on_answer(
@@ -332,6 +354,7 @@ class Membership:
         to = notice.to
         member = self._members.get(to.key)
         was_away = member is not None and not member.active
+        is_unknown = member is None or member.agent is None
         if member is not None:
             self._set_agent(member, agent)
             member.ping, member.excused = None, False
@@ -344,7 +367,9 @@ class Membership:
                 if to in contact.addresses:
                     contact.next_ask = now + ASK_AGAIN
         self._merge(to.key if agent.python else None, lines, agent, is_answer=True)
-        self._c_node_knows(to.key, agent, lines)
+        if is_unknown:
+            self._met(self._members.get(to.key), agent)
+        self._c_node_knows(to.key, agent, lines, is_answer=True)
         if member is not None and member.python:
             self._python_spoke(member, lines, is_request=False)
             if not any(line.uri.key == to.key and line.incarnation for line in lines):
@@ -355,7 +380,9 @@ class Membership:
             self._tell_c_nodes(1, but=member)
         if member is None:
             member = self._members.get(to.key) or next(iter(self._members.values()), None)
-        self._first_list(member)
+        elif member.owes_init and member.python:
+            self._init(member)
+        self._first_list(member, is_new=is_unknown)
         return self.tick(now)
 
     def on_no_answer(self, notice: Notify, now: float) -> list[Action]:
@@ -468,6 +495,9 @@ class Membership:
             since = max(member.away_since, member.named)
             if not member.listed and now - since > self._settings.reconnect_timeout:
                 self._forget(member)
+            elif member.ping is None and member.introduce_at <= now:
+                member.introduce_at, member.asking = now + PROBE_MIN, True
+                self._ping(member)
             elif member.next_ping <= now and member.ping is None:
                 self._ping(member)
         if self._probed:
@@ -483,6 +513,10 @@ class Membership:
                     if self._is_one_of_few():
                         self._say_to(member, patience=2.0)
             self._gossip()
+        settled = now >= self._settled_at
+        if settled and not self._settled:
+            self._changed = True  # for C nodes that come
+        self._settled = settled
         if self._changed:
             self._say_limit()
         actions, self._actions = self._actions, []
@@ -565,6 +599,9 @@ class Membership:
         member = _Member(uri, Status.ACTIVE, address, agent=agent, next_ping=self._now)
         if member.python:
             member.incarnation = incarnation
+            if self._now >= self._settled_at:
+                self._coming_since = self._now
+            self._came_at = self._now
         self._members[uri.key] = member
         self._place(member)
         self._touch()
@@ -701,7 +738,7 @@ class Membership:
             self._set_status(member, Status.ACTIVE)
             self._place(member)
             if self._first_list_told:
-                self._actions.append(FirstList(self._member_node(member)))
+                self._init(member)
 
     def _away(self, member: _Member, status: Status) -> None:
         if member.active:
@@ -739,6 +776,10 @@ class Membership:
     def _set_status(self, member: _Member, status: Status) -> None:
         if member.status is not status:
             member.status = status
+            member.lists, member.asking = None, False
+            member.introduce_at, member.introduced = _NEVER, -_NEVER
+            if member.owes_init:
+                member.owes_init = self._first_list_told = False  # it is for the next one
             self._touch()
             self._actions.append(Tell(_EVENTS[status], self._member_node(member)))
 
@@ -757,6 +798,8 @@ class Membership:
             member.state = State.ALIVE if member.active else State.DOWN
             member.next_ping = self._now
         member.agent = agent
+        if not member.has_c_module:
+            member.lists, member.introduce_at = None, _NEVER
         self._touch()
         self._place(member)
 
@@ -796,10 +839,24 @@ class Membership:
         self._rumours.drop(member.uri.key)
         self._place(member)
 
-    def _first_list(self, member: _Member | None) -> None:
+    def _first_list(self, member: _Member | None, is_new: bool = False) -> None:
+        """is_new: the node has answered our QUESTION, so it does not know us yet."""
         if not self._first_list_told:
             self._first_list_told = True
-            self._actions.append(FirstList(self._member_node(member) if member else None))
+            if is_new and member is not None and member.python:
+                member.owes_init = True
+            else:
+                self._init(member)
+
+    def _init(self, member: _Member | None) -> None:
+        """Run init_callback for a node, when it knows us: C modules answer those on their list."""
+        if member is None:
+            self._actions.append(FirstList(None))
+        elif member.has_c_module and not self._is_known_to(member):
+            member.owes_init = True
+        else:
+            member.owes_init = False
+            self._actions.append(FirstList(self._member_node(member)))
 
     # Between Python nodes: probes --------------------------------------------------------------
 
@@ -970,8 +1027,10 @@ class Membership:
         if not member.active:
             max_forwards, patience = JOIN_MAX_FORWARDS, PROBE_PATIENCE
         body = self.c_body()
-        if member.agent is None or member.python:
-            body = self._first_words(member)
+        if member.agent is None:
+            body = QUESTION
+        elif member.python:
+            body = self._head(wants_list=True).line() + self._line_of(member)
         ping = Notify(member.uri, body, max_forwards, patience, address=member.address)
         member.ping = member.ping or ping
         self._actions.append(ping)
@@ -982,22 +1041,25 @@ class Membership:
             if member.active and member is not but:
                 self._ping(member, max_forwards)
 
-    def _first_words(self, member: _Member | None = None) -> str:
-        """The list for somebody who may be a Python node or not: a C node passes over what it
-        does not know in the first line."""
-        head = self._head(wants_list=True).line()
+    def _met(self, member: _Member | None, agent: Agent) -> None:
+        """A node has answered our QUESTION, which said nothing of us."""
+        self._set_agent(member, agent)
         if member is not None and member.python:
-            return head + self._line_of(member)
-        own = f"{Line(self.local, 'active')}\r\n"
-        return self.c_body().replace(own, head)
-
-    def introduction(self) -> str:
-        """This node alone, for somebody who may be told of nobody else."""
-        return self._head().line()
+            # Others may have come to it since.
+            self._say_to(member, self._head(wants_list=True), patience=2.0)
 
     def c_body(self) -> str:
-        """The list as it is told to C nodes."""
-        return build_body(self._c_share())
+        """The list as it is told to C nodes: nobody whom no C node lists."""
+        return build_body(self._c_share().known)
+
+    def c_answer_body(self, is_new: bool = False) -> str:
+        """What C nodes are answered: they know us.  is_new: one that is not on the list; it may
+        ask nodes for their state now, once, so it is told of all at once that there is room for."""
+        share = self._c_share()
+        uris = [uri for uri in share.known if uri.key != self.local.key]
+        if is_new and self._settled:
+            uris += [uri for uri in share.fitting if uri.key != self.local.key]
+        return build_body([self.local, *uris])
 
     def answer_body(self) -> str:
         """What Python nodes are answered."""
@@ -1012,53 +1074,93 @@ class Membership:
             lines += line
         return lines
 
-    def _c_share(self) -> list[SipUri]:
-        """What C nodes are told of.  They keep what they were told, so the choice changes only by
-        those who go: first those that some C node knows, then other C nodes, then the first by
-        host and port.  (This node is not preferred: each of us would prefer another.)"""
-        if self._share is not None:
-            return self._share
-        members = {key: member for key, member in self._members.items() if member.active}
-        uris = {self.local.key: self.local, **{key: m.uri for key, m in members.items()}}
-        c_nodes = {key for key, m in members.items() if m.has_c_module}
-        if not c_nodes:
-            self._known_to_c.clear()  # so that all of us choose the same when the first one comes
-        known = [key for key in self._known_to_c if key in uris]
-        others = sorted(uris.keys() - set(known), key=lambda key: (key not in c_nodes, key))
-        self._share = c_share([uris[key] for key in (*known, *others)])
-        self._known_to_c = dict.fromkeys(uri.key for uri in self._share)
-        return self._share
-
-    def _c_node_knows(self, sender: Key, agent: Agent, lines: list[Line]) -> None:
-        if agent.python:
-            return
-        listed = [line.uri.key for line in lines if line.status == "active"]
-        before = len(self._known_to_c)
-        self._known_to_c.update(dict.fromkeys(listed))
-        if len(self._known_to_c) != before:
-            self._touch()
-        member = self._members.get(sender)
-        if member is not None and member.lists != frozenset(listed):
-            member.lists = frozenset(listed)
-            self._touch()
+    # C nodes' room -------------------------------------------------------------------------------
 
     def _c_nodes(self) -> list[_Member]:
         """The active ones that are known to be C nodes."""
         return [m for m in self._pinged.values() if m.active and m.has_c_module]
 
+    def _c_share(self) -> CShare:
+        if self._share is None:
+            c_nodes = self._c_nodes()
+            listed: dict[Key, SipUri] = {}
+            for c_node in c_nodes:
+                listed |= c_node.lists or {}
+            python = {self.local.key: self.local}
+            python |= {key: member.uri for key, member in self._probed.items()}
+            active = python | {key: m.uri for key, m in self._pinged.items() if m.active}
+            self._share = c_share(listed, {m.uri.key for m in c_nodes}, active, python)
+        return self._share
+
+    @property
+    def _settled_at(self) -> float:
+        """When the Python nodes know each other."""
+        return min(self._came_at + QUIET, self._coming_since + SETTLED)
+
+    def _c_node_knows(
+        self, sender: Key, agent: Agent, lines: list[Line], is_answer: bool = False
+    ) -> None:
+        """A C node has said whom it lists."""
+        member = self._members.get(sender)
+        if member is None or agent.python or not member.active or not lines:
+            return
+        lists = {line.uri.key: line.uri for line in lines if line.status == "active"}
+        if member.lists != lists:
+            member.lists = lists
+            self._touch()
+        self._introduce(member, is_answer)
+
+    def _is_known_to(self, c_node: _Member) -> bool:
+        return c_node.lists is not None and self.local.key in c_node.lists
+
+    def _introduce(self, member: _Member, is_answer: bool) -> None:
+        """Tell C nodes of us, if there is room: one of them first, and only when it has just
+        answered whom it lists (is_answer), so that no two Python nodes take the last place."""
+        now, share = self._now, self._c_share()
+        asked, member.asking = member.asking and is_answer, member.asking and not is_answer
+        fits = any(uri.key == self.local.key for uri in share.fitting)
+        known = any(uri.key == self.local.key for uri in share.known)
+        if known:
+            member.introduce_at = _NEVER
+            for c_node in self._c_nodes():
+                if not self._is_known_to(c_node) and now >= c_node.introduced + INTRODUCE_AGAIN:
+                    c_node.introduced = now
+                    self._ping(c_node)
+        elif not fits:
+            member.introduce_at = _NEVER
+        elif member.introduce_at == _NEVER:
+            again = member.introduced + INTRODUCE_AGAIN
+            member.introduce_at = max(now, self._settled_at, again)
+            if not self._probed:
+                # As many may do just now that have never heard of each other.
+                member.introduce_at += self._rng.uniform(0, JITTER)
+            asked = is_answer and member.introduce_at <= now
+        if (known or not fits) and member.owes_init and (self._is_known_to(member) or not known):
+            member.owes_init = False
+            self._actions.append(FirstList(self._member_node(member)))
+        if not asked or known or not fits:
+            return
+        untried = [m.uri.key for m in self._c_nodes() if m.introduced == -_NEVER]
+        if now < self._settled_at:
+            member.introduce_at = self._settled_at  # others have come meanwhile
+        elif member.introduced == -_NEVER and member.uri.key != min(untried):
+            member.introduce_at = now + PROBE_MIN
+        else:
+            member.introduce_at, member.introduced = _NEVER, now
+            body = build_body([self.local, *share.known])
+            self._actions.append(Notify(member.uri, body, 1, 8.0, address=member.address))
+
     def relays(self) -> dict[str, list[str]]:
         """C nodes (URIs) whose messages this node passes on, and to whom: the Python nodes that a C
         node cannot be told of.  Of those whom it knows the first one, by host and port, does it."""
         found: dict[str, list[str]] = {}
-        c_nodes = self._c_nodes()
-        if not c_nodes:
-            return found
-        share = {uri.key for uri in self._c_share()}
-        told = [key for key in self._probed if key in share]
-        untold = {key: m for key, m in self._probed.items() if key not in share}
-        for c_node in c_nodes if untold else ():
-            knows = c_node.lists
-            first = min((key for key in told if key in knows), default=_LAST)
+        share = self._c_share()
+        told = {uri.key for uri in (*share.known, *share.fitting)}
+        told_ones = sorted(key for key in self._probed if key in told)
+        untold = {key: m for key, m in self._probed.items() if key not in told}
+        for c_node in self._c_nodes() if untold else ():
+            knows = c_node.lists or {}
+            first = next((key for key in told_ones if key in knows), _LAST)
             if self.local.key in knows and self.local.key <= first:
                 found[str(c_node.uri)] = [
                     str(m.uri) for key, m in untold.items() if key not in knows
@@ -1069,8 +1171,10 @@ class Membership:
         """Once: that C nodes cannot be told of all."""
         if self._limit_said or not self._c_nodes():
             return
-        count, known = len(self._c_share()), 1 + sum(m.active for m in self._members.values())
-        if count < known:
+        share = self._c_share()
+        count = len(share.known) + len(share.fitting)
+        known = 1 + sum(m.active for m in self._members.values())
+        if count < known and self._settled:
             self._limit_said = True
             self._actions.append(
                 Warn(
@@ -1109,9 +1213,7 @@ class Membership:
     def _ask_addresses(self, contact: _Contact) -> None:
         for uri in contact.addresses:
             if uri.key not in self._members:  # else it is pinged or probed
-                self._actions.append(
-                    Notify(uri, self._first_words(), JOIN_MAX_FORWARDS, PROBE_PATIENCE)
-                )
+                self._actions.append(Notify(uri, QUESTION, JOIN_MAX_FORWARDS, PROBE_PATIENCE))
 
     def _set_places(self, contact: _Contact, places: list[Key]) -> None:
         chosen = list(dict.fromkeys(places)) if self._settings.multi_notify else places[:1]

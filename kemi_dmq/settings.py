@@ -94,7 +94,8 @@ class Settings:
     gossip_nodes: int = 3
     retransmit_mult: int = 4
     #: Seconds after which a node that is away, and that nobody says is there, is forgotten (Serf's
-    #: name); until then it is probed, at least every 10 s.  Notification addresses are never forgotten.
+    #: name); until then it is probed, at least every 10 s.  Notification addresses are never
+    #: forgotten.
     reconnect_timeout: int = 600
     #: Bytes of shared memory that remember answered requests, so that a copy of one is answered
     #: again and not run again.  8 MB hold 32 s (RFC 3261, timer J) of 8,000 messages a second.

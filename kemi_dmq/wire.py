@@ -223,24 +223,6 @@ def build_body(uris: Iterable[SipUri], status: str = "active") -> str:
     return "".join(f"{uri};status={status}\r\n" for uri in uris)
 
 
-#: A C node keeps its own list in a buffer of 1,024 bytes and stops working when it is full.  For
-#: the last node it wants room for the URI as it was told (with our parameters) and 32 bytes.
-C_LIST_BYTES = 880
-
-
-def c_share(uris: Iterable[SipUri]) -> list[SipUri]:
-    """The nodes that a C node can be told of: as many of uris, in their order, as its buffer
-    holds."""
-    chosen: list[SipUri] = []
-    size = 0
-    for uri in uris:
-        size += len(f"{uri};status=active\r\n")
-        if size > C_LIST_BYTES:
-            break
-        chosen.append(uri)
-    return chosen
-
-
 #: A list for a Python node stays within what 6.0 and later receive over UDP.
 LIST_BYTES = 30_000
 

@@ -273,7 +273,11 @@ class _Published(Published):
 
     @cached_property
     def to_c(self) -> str:
-        return self._membership.c_body()
+        return self._membership.c_answer_body()
+
+    @cached_property
+    def to_new_c(self) -> str:
+        return self._membership.c_answer_body(is_new=True)
 
     @cached_property
     def to_python(self) -> str:

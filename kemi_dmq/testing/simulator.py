@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Set
 from typing import Any, Literal, overload
 
 from .. import settings as settings_module
-from ..engine import Published, pack_node
+from ..engine import Bodies, Published, pack_node
 from ..gossip import rumour_line
 from ..wire import SipUri
 from .network import MAX_DATAGRAM, Key, Link, Network, node_key, node_uri
@@ -135,7 +135,13 @@ class Simulator(Timeline, Network):
         packed = [pack_node(node.engine.membership.nodes()[0]) for node in nodes]
         others = [(*item[:5], False, *item[6:]) for item in packed]
         for number, node in enumerate(nodes):
-            value = (("", "", lines), {}, *others[:number], packed[number], *others[number + 1 :])
+            value = (
+                Bodies("", "", "", lines),
+                {},
+                *others[:number],
+                packed[number],
+                *others[number + 1 :],
+            )
             self.nodes[node.uri.key] = node
             node.start(Published(value))
         self.note(None, f"{len(nodes)} nodes know each other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.kamailio import Bed, PythonNode, wait_for, whole
+from tests.support.kamailio import Bed, CNode, PythonNode, wait_for, whole
 
 COUNT = 40
 #: Whom it hits, none of them the notification node.
@@ -17,12 +18,12 @@ LEAVES, DIE = 17, (5, 23, 38)
 AWAY = ("dmq:peer-down", "dmq:peer-disabled")
 
 
-def make(bed: Bed) -> list[PythonNode]:
+def make(bed: Bed, contact: str = "sip:127.0.1.1:5060") -> list[PythonNode]:
     nodes = []
     for number in range(COUNT):
         node = bed.python(
             f"127.0.1.{number + 1}",
-            "sip:127.0.1.1:5060" if number else "",
+            contact if number or contact != "sip:127.0.1.1:5060" else "",
             children=1,
             before="#!define DMQ_KEEP_BUFFERS",
             defines={"once_memory": 256 * 1024},
@@ -95,14 +96,30 @@ def test_forty_nodes(bed: Bed) -> None:
         nodes[number].start()
     wait_for(whole(*nodes), 10, "all list all again")
 
-    passed_on(bed, nodes)
-
-
-def passed_on(bed: Bed, nodes: Sequence[PythonNode]) -> None:
-    """What a C node broadcasts reaches each Python node once, also those of whom it cannot know."""
     c = bed.c("127.0.1.200", nodes[0].uri, ping_interval=5)
     c.start()
-    wait_for(lambda: all(c.uri in node.active() for node in nodes), 15, "all list the C node")
+    passed_on(c, nodes)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("contact", ["a Python node", "the C node"])
+def test_a_c_node_that_was_there_before_forty_goes_on(bed: Bed, contact: str) -> None:
+    """They come in any order, and each could be the one too many for it."""
+    c = bed.c("127.0.1.200", "sip:127.0.1.1:5060", ping_interval=5)
+    nodes = make(bed, c.uri if contact == "the C node" else "sip:127.0.1.1:5060")
+    nodes[0].start()
+    c.start()
+    order = nodes[1:]
+    random.Random(1).shuffle(order)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda node: node.start(), order))
+    passed_on(c, nodes)
+
+
+def passed_on(c: CNode, nodes: Sequence[PythonNode]) -> None:
+    """What a C node broadcasts reaches each Python node once, also those of whom it cannot know."""
+    everyone = {c.uri, *(node.uri for node in nodes)}
+    wait_for(lambda: all(node.active() == everyone for node in nodes), 15, "all list all and it")
     seen: list[tuple[float, set[str]]] = []
 
     def settled() -> bool:

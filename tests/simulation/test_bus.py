@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -202,13 +203,41 @@ def test_a_c_node_on_a_bus_of_forty_keeps_working() -> None:
         assert simulator.nodes_seen_by(f"10.0.1.{n}")["10.0.1.41"] == "active"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="each Python node knows others at first, and tells it of them"
-)
-def test_a_c_node_that_starts_together_with_forty_keeps_working() -> None:
-    simulator = build(1, [f"10.0.1.{n}" for n in range(1, 41)])
-    simulator.add_node("10.0.1.41", ["10.0.1.1"], python=False, version=(5, 6))
-    simulator.run(2)
+@pytest.mark.parametrize("spacing", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("contact", ["a Python node", "a C node"])
+@pytest.mark.parametrize(("when", "c_nodes"), [("first", 1), ("first", 3), ("last", 3)])
+def test_forty_python_nodes_in_any_order_stop_no_c_node(
+    when: str, c_nodes: int, contact: str, spacing: float
+) -> None:
+    """Each one could be the one too many for a C node, which stops working then."""
+    hosts = [f"10.0.1.{n}" for n in range(1, 41)]
+    random.Random(c_nodes).shuffle(hosts)
+    cs = [f"10.0.2.{n}" for n in range(1, c_nodes + 1)]
+    first = cs[0] if contact == "a C node" else hosts[0]
+    simulator = Simulator(3, records=False)
+    for host in [*cs, *hosts] if when == "first" else [*hosts, *cs]:
+        contacts = [] if host == first and host in hosts else [first]
+        if host in hosts:
+            simulator.add_node(host, contacts)
+        else:
+            simulator.add_node(host, contacts, python=False, version=(5, 6))
+        simulator.run(spacing)
+    simulator.run(15)
+    assert simulator.stuck() == {}
+    everyone = {*hosts, *cs}
+    for host in hosts:
+        seen = simulator.nodes_seen_by(host)
+        assert {h for h, status in seen.items() if status == "active"} == everyone
+    for host in cs:
+        seen = simulator.nodes_seen_by(host)
+        assert len([h for h in seen if h in hosts]) >= 19, "as many as it has room for"
+    # A C node that starts again knows none of them; nodes go and come.
+    simulator.restart(cs[0])
+    for number, host in enumerate(hosts[1:8]):
+        simulator.leave(host)
+        simulator.add_node(f"10.0.1.{50 - number}", [first])
+        simulator.run(1)
+    simulator.run(40)
     assert simulator.stuck() == {}
 
 

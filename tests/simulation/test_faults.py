@@ -140,6 +140,7 @@ def test_a_paused_node_says_nothing_and_works_everything_off_when_it_goes_on() -
 def test_a_paused_node_drops_what_its_buffer_does_not_hold() -> None:
     simulator = build(1, (A, B))
     whole_after(simulator, 2)
+    simulator.run(3)  # they have told each other all
     simulator.pause(B)
     ask(simulator, B, RECEIVE_BUFFER + 10)
     simulator.run(0.1)
@@ -167,11 +168,12 @@ def test_a_paused_node_that_is_killed_or_stopped() -> None:
 def test_a_slow_node_takes_its_time_for_each_datagram() -> None:
     simulator = build(1, (A, B), latency=(0.001, 0.001))
     whole_after(simulator, 2)
+    simulator.run(3)  # they have told each other all
     simulator.slow(B, 0.1)
     sent = simulator.now
     ask(simulator, B, 5)
     simulator.run(0.6)
-    answers = [line for line in simulator.transcript if "404" in line]
+    answers = [line for line in simulator.transcript if "404 nobody" in line]
     times = [round(float(line.split()[0]) - sent, 4) for line in answers]
     assert times == [0.101, 0.201, 0.301, 0.401, 0.501]
 

@@ -88,11 +88,11 @@ def test_a_c_node_that_one_node_cannot_reach_does_not_come_and_go_there() -> Non
     simulator = Simulator(1, records=False)
     apart, others = "10.0.0.1", ["10.0.0.2", "10.0.0.3"]
     for host in (apart, *others):
-        simulator.add_node(host, [others[0]], reconnect_timeout=60)
+        simulator.add_node(host, [others[0]], reconnect_timeout=120)
     simulator.add_node("10.0.0.9", [others[0]], python=False)
     assert simulator.run_until(simulator.whole, 15)
     simulator.partition([apart], ["10.0.0.9"])
-    simulator.run(60)
+    simulator.run(120)
     node = simulator.python_node(apart)
     assert simulator.nodes_seen_by(others[0])["10.0.0.9"] == "active"
     already = len(node.told)

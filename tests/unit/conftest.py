@@ -18,7 +18,7 @@ from kemi_dmq.engine import Bodies, pack_nodes
 from kemi_dmq.node import Node, Status
 from kemi_dmq.peer import Peer, Registry
 from kemi_dmq.testing.fake_kamailio import FakeKamailio, Request, SentReply
-from kemi_dmq.wire import build_body, c_share, parse_uri
+from kemi_dmq.wire import build_body, parse_uri
 
 from .scripts import run_script
 
@@ -103,7 +103,7 @@ class Bed:
         """What the engine does when the list changes."""
         local = node(LOCAL, local=True)
         uris = [parse_uri(n.uri) for n in [local, *nodes] if n.active]
-        bodies = Bodies(build_body(c_share(uris)), build_body(uris[:1]), build_body(uris))
+        bodies = Bodies(build_body(uris[:2]), "", build_body(uris[:1]), build_body(uris))
         self.runtime.shared.snapshot.publish(pack_nodes([local, *nodes], bodies))
 
     def ask(self, request: Request) -> SentReply:

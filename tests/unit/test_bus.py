@@ -87,7 +87,7 @@ def test_the_address_of_a_local_node_with_a_name_is_that_of_its_socket(bed: Bed)
     dmq = bed.new(server_address="sip:a.test:5060", server_socket="udp:10.0.0.1:5060")
     assert dmq.nodes()[0].address == "10.0.0.1"
     name = Node("sip:a.test:5060", "a.test", 5060, "udp", Status.ACTIVE, local=True)
-    bed.runtime.shared.snapshot.publish(pack_nodes([name, PYTHON_NODE], Bodies("", "", "")))
+    bed.runtime.shared.snapshot.publish(pack_nodes([name, PYTHON_NODE], Bodies("", "", "", "")))
     assert [n.address for n in dmq.nodes()] == ["10.0.0.1", "10.0.0.2"]
 
 

@@ -417,7 +417,7 @@ def test_the_stop_says_how_many_messages_are_lost(
 
 def test_node_lists_are_no_outbox_replies(bed: Bed) -> None:
     loop = start(bed, A)
-    nodes = pack_nodes([A], Bodies("", "", ""))
+    nodes = pack_nodes([A], Bodies("", "", "", ""))
     loop.engine.start(loop.now, Published(nodes))
     loop.engine.tick(loop.now + 1)
     text = next(sent.text for sent in bed.kamailio.texts)

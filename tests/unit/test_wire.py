@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from kemi_dmq.testing.sip_text import parse
 from kemi_dmq.wire import (
-    C_LIST_BYTES,
     MAX_LINES,
     Agent,
     Line,
@@ -15,7 +14,6 @@ from kemi_dmq.wire import (
     WireError,
     build_body,
     build_request,
-    c_share,
     is_address,
     is_sip_uri,
     leave_status,
@@ -153,16 +151,6 @@ def test_a_list_that_is_too_long_is_refused_whole() -> None:
     assert parse_body("\n" * MAX_LINES) == ([], 0)
     with pytest.raises(WireError):
         parse_body("\n" * (MAX_LINES + 1))
-
-
-@given(st.lists(own.node_uris, max_size=60))
-def test_a_c_node_is_told_what_its_buffer_holds(uris: list[SipUri]) -> None:
-    chosen = c_share(uris)
-    assert len(build_body(chosen)) <= C_LIST_BYTES
-    assert chosen == uris[: len(chosen)], "in their order"
-    if len(chosen) < len(uris):
-        rest = uris[len(chosen)]
-        assert len(build_body([*chosen, rest])) > C_LIST_BYTES
 
 
 @pytest.mark.parametrize(

@@ -419,6 +419,7 @@ def test_node_lists_are_no_outbox_replies(bed: Bed) -> None:
     loop = start(bed, A)
     nodes = pack_nodes([A], Bodies("", "", "", ""))
     loop.engine.start(loop.now, Published(nodes))
+    loop.engine.tick(loop.now + 0.5)
     loop.engine.tick(loop.now + 1)
     text = next(sent.text for sent in bed.kamailio.texts)
     loop.answer(text, ReceivedReply(200, "OK", b"sip:10.0.0.2:5060;status=active\r\n"))

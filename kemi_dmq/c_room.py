@@ -1,9 +1,9 @@
 """Whom C nodes know, and for whom they still have room.
 
 A C node writes its own list into a buffer of 1,024 bytes for each ping and each answer, and stops
-working when it is full, whoever told it of the nodes.  So a Python node tells it of nobody whom it
-does not list, but of itself; and all Python nodes reckon the same from what C nodes list and from
-their own lists.  Pure.
+working when it is full, whoever told it of the nodes.  So, unless there is room for all, a Python
+node tells it of nobody whom it does not list, but of itself; and all Python nodes reckon the same
+from what C nodes list and from their own lists.  Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ C_LIST_BYTES = 880
 
 class CShare(NamedTuple):
     known: list[SipUri]  # active nodes that some C node lists, and C nodes
-    fitting: list[SipUri]  # Python nodes that can be told of themselves besides
+    fitting: list[SipUri]  # Python nodes that there is room for besides
+    left_out: int  # how many Python nodes there is none for
 
 
 def c_share(
@@ -47,7 +48,8 @@ def c_share(
         if room < 0:
             break
         fitting.append(python[key])
-    return CShare(known, fitting)
+    left_out = len(python.keys() - {uri.key for uri in (*known, *fitting)})
+    return CShare(known, fitting, left_out)
 
 
 def _size(uri: SipUri) -> int:

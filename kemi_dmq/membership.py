@@ -514,9 +514,9 @@ class Membership:
                         self._say_to(member, patience=2.0)
             self._gossip()
         settled = now >= self._settled_at
-        if settled and not self._settled:
-            self._changed = True  # for C nodes that come
-        self._settled = settled
+        if settled is not self._settled:
+            self._settled, self._share = settled, None
+            self._changed = True  # what C nodes are answered
         if self._changed:
             self._say_limit()
         actions, self._actions = self._actions, []
@@ -1089,7 +1089,10 @@ class Membership:
             python = {self.local.key: self.local}
             python |= {key: member.uri for key, member in self._probed.items()}
             active = python | {key: m.uri for key, m in self._pinged.items() if m.active}
-            self._share = c_share(listed, {m.uri.key for m in c_nodes}, active, python)
+            share = c_share(listed, {m.uri.key for m in c_nodes}, active, python)
+            if self._settled and self._probed and not share.left_out:
+                share = CShare([*share.known, *share.fitting], [], 0)  # no care is needed
+            self._share = share
         return self._share
 
     @property
@@ -1172,13 +1175,13 @@ class Membership:
         if self._limit_said or not self._c_nodes():
             return
         share = self._c_share()
-        count = len(share.known) + len(share.fitting)
-        known = 1 + sum(m.active for m in self._members.values())
-        if count < known and self._settled:
+        if share.left_out and self._settled:
             self._limit_said = True
+            count = len(share.known) + len(share.fitting)
             self._actions.append(
                 Warn(
-                    f"a C node can be told of {count} nodes, and the bus has {known}: messages of "
+                    f"a C node can be told of {count} nodes, and the bus has "
+                    f"{count + share.left_out}: messages of "
                     "C nodes are passed on to the others, which C nodes do not reach by themselves"
                 )
             )

@@ -228,7 +228,7 @@ def test_back_with_another_address_under_the_same_name(
         # other that it is active: as often as a ping of one finds it dead, the other's list
         # revives it.  That is so on a bus of C nodes alone, and may last.
         everyone = {n.uri for n in nodes}
-        wait_for(lambda: whole(nodes, pythons), 5, views(nodes))
+        wait_for(lambda: whole(nodes, pythons), 20, views(nodes))
         wait_for(
             lambda: all(everyone <= n.active() <= everyone | {old} for n in cs),
             C_PATIENCE,

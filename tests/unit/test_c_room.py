@@ -27,6 +27,7 @@ def test_what_c_nodes_list_and_are_told_fits_into_their_buffer(
     assert {uri.key for uri in share.known} <= lists.keys() | c.keys()
     assert {uri.key for uri in share.fitting} <= ours.keys() - lists.keys()
     left_out = sorted(ours.keys() - lists.keys() - {uri.key for uri in share.fitting})
+    assert (share.left_out == 0) is (ours.keys() <= {u.key for u in (*share.known, *share.fitting)})
     if share.fitting and left_out:
         assert max(uri.key for uri in share.fitting) < left_out[0], "by host and port"
 
@@ -35,5 +36,5 @@ def test_c_nodes_go_first_and_then_who_is_listed() -> None:
     c, a, b = (SipUri(host, 5060) for host in ("10.0.0.9", "10.0.0.1", "10.0.0.2"))
     active = {uri.key: uri for uri in (a, b, c)}
     python = {uri.key: uri for uri in (a, b)}
-    assert c_share({b.key: b}, {c.key}, active, python) == ([c, b], [a])
-    assert c_share({}, set(), active, python) == ([], [a, b])
+    assert c_share({b.key: b}, {c.key}, active, python) == ([c, b], [a], 0)
+    assert c_share({}, set(), active, python) == ([], [a, b], 0)

@@ -72,13 +72,22 @@ class DmqApi:
         """
         listed = self._ready.node_list()
         nodes = listed.active if deadline is None else listed.others
+        outbox = self._ready.settings.outbox
         if except_node is not None:
             if not isinstance(except_node, Node):
                 raise TypeError(f"except_node is {except_node!r}; it must be a Node or None")
             excluded = (except_node.host, except_node.port)
             nodes = tuple(node for node in nodes if (node.host, node.port) != excluded)
         return self._ready.send(
-            _peer_id(peer), body, nodes, resp_cback, max_forwards, content_type, ordered, deadline
+            _peer_id(peer),
+            body,
+            nodes,
+            resp_cback,
+            max_forwards,
+            content_type,
+            ordered,
+            deadline,
+            outbox,
         )
 
     def send_message(

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from . import wire
+from . import batch, wire
 from .engine import (
     Bodies,
     Published,
@@ -69,6 +69,7 @@ _CONTENT_TYPE = re.compile(r"[ -~]{0,250}")
 _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
 _NOT_FOUND = Answer(404, "User Not Found", b"", "")
 _QUEUE_FULL = Answer(503, "Queue Full", b"", "")
+_ALONE = batch.ItemAnswer(batch.SEND_ALONE, "Extension Required", "", "")
 _NOT_SIGNED = Answer(403, "Not Signed", b"", "")
 #: At most one log line in so many seconds, of all processes, says what was refused and why.
 TOLD_AGAIN = 60
@@ -98,6 +99,10 @@ class NodeList:
     @cached_property
     def active(self) -> tuple[Node, ...]:
         return tuple(node for node in self.others if node.active)
+
+    @cached_property
+    def active_uris(self) -> tuple[str, ...]:
+        return tuple(node.uri for node in self.active)
 
     @cached_property
     def by_key(self) -> dict[tuple[str, int], Node]:
@@ -199,6 +204,9 @@ class Bus:
         self.gate = Gate(settings, shared)
         self._allowed = self.gate.sources.get
         self._signs = bool(settings.keys)
+        # A body of fewer bytes fits into a message to any node, also as base64.
+        smallest = min(MAX_UDP, settings.c_tcp_rd_buf_size - 1) - HEADERS - HEADER_BYTES - 1200
+        self._safe_body = max(0, smallest) // 4 * 3
         self.attached = False  # whether a script has called dmq.attach()
 
     published = Published
@@ -277,7 +285,7 @@ class Bus:
         if peer is None:
             if user == self.settings.notification_channel:
                 return self._notification(rc, source, signed)
-            if not self.shared.names.has(user):
+            if user != batch.PEER and not self.shared.names.has(user):
                 self._count("not_found")
                 host.reply(404, "User Not Found")
                 return rc
@@ -316,12 +324,12 @@ class Bus:
                     answer = self._bad(413, "Body Cannot Be Read")
                 elif body and not content_type:
                     answer = self._bad(400, "Missing Content-Type")
-                elif peer is None or peer.callback is None:
+                elif user != batch.PEER and (peer is None or peer.callback is None):
                     self._count("delivered")
                     answer, good = _ACCEPTED, True
                 elif at_once:
                     message = Message(user, body, content_type, from_uri, sent_from, hops)
-                    answer, good = self.call_peer(peer, message, node)
+                    answer, good = self._call(peer, message, node)
                 else:
                     claim = (entry, identity)
                     refused = self._queue(
@@ -383,11 +391,8 @@ class Bus:
         """In a worker: run the peer of a request that a SIP worker has received, and reply."""
         message, claim, headers, way_back = job
         peer = self.registry.live.get(message[0])
-        if peer is None or peer.callback is None:
-            answer = _NOT_FOUND  # the script was loaded again and has no such peer any more
-        else:
-            node = self.node_list().of_uri(message[3])
-            answer, _ = self.call_peer(peer, Message(*message), node)
+        node = self.node_list().of_uri(message[3])
+        answer, _ = self._call(peer, Message(*message), node)
         if claim is None:
             return
         entry, identity = claim
@@ -423,6 +428,51 @@ class Bus:
     def _bad(self, code: int, reason: str) -> Answer:
         self._count("bad_requests")
         return Answer(code, reason, b"", "")
+
+    def _call(self, peer: Peer | None, message: Message, node: Node | None) -> tuple[Answer, bool]:
+        if message.peer_id == batch.PEER:
+            return self._call_batch(message, node)
+        if peer is None or peer.callback is None:
+            return _NOT_FOUND, False  # the script was loaded again and has no such peer any more
+        return self.call_peer(peer, message, node)
+
+    def _call_batch(self, batched: Message, node: Node | None) -> tuple[Answer, bool]:
+        """Run the peers of the messages of a batch, one after the other."""
+        try:
+            items = batch.unpack(batched.body)
+        except batch.BatchError:
+            return self._bad(400, "Bad Batch"), False
+        self._count("batched", len(items))
+        text = batch.pack_answers(self._call_item(item, batched, node) for item in items)
+        if not text:
+            return PLAIN_OK, True
+        return Answer(batch.MIXED, "Mixed", text.encode(), batch.CONTENT_TYPE), True
+
+    def _call_item(self, item: batch.Item, batched: Message, node: Node | None) -> batch.ItemAnswer:
+        peer_id, hops, content_type, text = item
+        peer = self.registry.live.get(peer_id)
+        body: str | bytes | None = text
+        if type(peer) is RawPeer:
+            return _ALONE  # a C module reads the SIP message itself
+        if content_type.endswith(wire.ENCODED):
+            content_type, body = wire.decode_body(content_type, text)
+        if peer is None and not self.shared.names.has(peer_id):
+            self._count("not_found")
+            answer = _NOT_FOUND
+        elif body is None:
+            answer = self._bad(413, "Body Cannot Be Read")
+        elif body and not content_type:
+            answer = self._bad(400, "Missing Content-Type")
+        elif peer is None or peer.callback is None:
+            self._count("delivered")
+            answer = _ACCEPTED
+        else:
+            message = Message(peer_id, body, content_type, batched.from_uri, batched.source, hops)
+            answer, _ = self.call_peer(peer, message, node)
+            if answer is PLAIN_OK:
+                return batch.FINE
+        code, reason, raw, kind = answer
+        return batch.ItemAnswer(code, reason, raw.decode(), kind if raw else "")
 
     def call_peer(self, peer: Peer, message: Message, node: Node | None) -> tuple[Answer, bool]:
         assert peer.callback is not None
@@ -606,9 +656,10 @@ class Bus:
         content_type: str,
         ordered: bool = False,
         deadline: float | None = None,
+        outbox: int = 0,
     ) -> int:
-        """Send a message to each of nodes: 0, or -1 if one of them was not accepted.  Ordered or
-        with a deadline it goes to the outbox in the engine.
+        """Send a message to each of nodes: 0, or -1 if one of them was not accepted.  Ordered, with
+        a deadline or with outbox it goes to the outbox in the engine.
 
         All arguments are checked before anything is sent.
         """
@@ -633,10 +684,15 @@ class Bus:
         except UnicodeEncodeError:
             raise ValueError("body has lone surrogates; send such data as bytes") from None
         text, encoded = body, False
-        if ordered or deadline is not None:
+        keeps = ordered or deadline is not None
+        if keeps or outbox:
             seconds = _deadline(deadline)
             text, encoded = wire.encode_body(body)
-        for node in nodes:
+        if self.settings.sl_send and not reference and not keeps:
+            outbox = encoded = False  # without a transaction: nothing waits for it in the engine
+        if encoded and not keeps and not (size < self._safe_body and _all_python(nodes)):
+            outbox = encoded = False  # as it is, it reaches C nodes too, and more of it fits
+        for node in () if size < self._safe_body else nodes:
             limit = self.max_body(node, peer_id, content_type)
             if encoded:
                 limit = limit // 4 * 3 - len(wire.ENCODED)
@@ -644,7 +700,7 @@ class Bus:
                 raise ValueError(
                     f"body has {size} bytes; at most {limit} reach {node.uri} over {node.transport}"
                 )
-        if ordered or deadline is not None:
+        if keeps or outbox:
             return self._post(
                 nodes,
                 seconds,
@@ -697,14 +753,18 @@ class Bus:
             version, keys = self.shared.full_nodes.read()
             self._full = (version, frozenset(keys or ()))
         full = self._full[1]
-        taken, refused = [], []
+        listed = self.node_list()
+        taken: list[str] | tuple[str, ...] = []
+        refused: list[str] = []
+        if nodes is listed.active and not full and not post.encoded:
+            nodes, taken = (), listed.active_uris  # nothing for each node
         for node in nodes:
             if (node.host, node.port) in full:
                 refused.append(f"as much as outbox_memory allows waits for {node.uri}")
             elif post.encoded and not node.python:
                 refused.append(f"{node.uri} does not run kemi_dmq: only text can be kept for it")
             else:
-                taken.append(node.uri)
+                taken.append(node.uri)  # type: ignore[union-attr]
         for start in range(0, len(taken), NODES_A_POST):
             uris = tuple(taken[start : start + NODES_A_POST])
             now = self._clock()
@@ -921,6 +981,10 @@ def _for_agent(code: int, agent: wire.Agent) -> int:
     if agent.python:
         return code
     return 480 if code == 408 else 202
+
+
+def _all_python(nodes: tuple[Node, ...]) -> bool:
+    return all(node.python for node in nodes)
 
 
 def _deadline(deadline: float | None) -> float:

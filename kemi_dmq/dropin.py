@@ -46,7 +46,8 @@ class DropIn:
     def bcast_message(self, peer: str, body: str, content_type: str) -> int:
         """Send to all active nodes: 1 (also if there are none), or -1 with an error logged."""
         active = self._bus.node_list().active
-        return self._send("bcast_message", peer, body, active, content_type)
+        outbox = self._bus.settings.outbox
+        return self._send("bcast_message", peer, body, active, content_type, outbox)
 
     def is_from_node(self) -> int:
         """1 if the request's source IP is that of a node, of any status; else -1."""
@@ -96,7 +97,13 @@ class DropIn:
         return 1 if self._bus.call_peer(found, Message(*message), node)[1] else -1
 
     def _send(
-        self, what: str, peer: str, body: str, nodes: tuple[Node, ...], content_type: str
+        self,
+        what: str,
+        peer: str,
+        body: str,
+        nodes: tuple[Node, ...],
+        content_type: str,
+        outbox: int = 0,
     ) -> int:
         if not is_peer_id(peer):
             return self._wrong(what, ValueError(f"{peer!r} is no peer's name"))
@@ -106,7 +113,8 @@ class DropIn:
             if not bus.shared.names.add(peer):
                 return self._wrong(what, ValueError("too many peers that are only sent to"))
         try:
-            sent = bus.send(peer, body, nodes, None, 1, content_type or "text/plain")
+            kind = content_type or "text/plain"
+            sent = bus.send(peer, body, nodes, None, 1, kind, outbox=outbox)
         except (TypeError, ValueError) as error:
             return self._wrong(what, error)
         return 1 if sent == 0 else -1

@@ -7,11 +7,12 @@ Outside, the simulator another one.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from . import wire
+from . import batch, wire
 from .gate import Gate
 from .membership import (
     JOIN_MAX_FORWARDS,
@@ -27,7 +28,7 @@ from .membership import (
     Warn,
 )
 from .node import Node, Status, place
-from .outbox import Answered, Ended, Letter, Outbox, Post
+from .outbox import Answered, Ended, Outbox, Parcel, Post
 from .settings import Settings
 from .transaction import ClientTransactions
 from .wire import SipUri
@@ -145,7 +146,9 @@ class Engine:
         self._resolving: list[SipUri] = []  # those of them whose name is being looked up
         self._boot = f"{rng.getrandbits(48):012x}"
         self._count = 0
-        self.outbox = outbox or Outbox(settings.outbox_memory, self._boot)
+        self.outbox = outbox or Outbox(settings.outbox_memory, self._boot, self._batch_room)
+        self.outbox.room = self._batch_room
+        self._batch_rooms: dict[str, int] = {}
         self._letters = f"{self.call_id_prefix}{_LETTER}{self.outbox.boot}."
         self._nodes_changed = True  # since the outbox was told of them
         self._full: frozenset[tuple[str, int]] | None = None  # as it was shown last
@@ -185,13 +188,13 @@ class Engine:
         kind = event[0]
         if kind == "post":
             self._show_nodes(now)
-            self.outbox.post(Post(*event[2:]), now)
+            self.outbox.post(Post(*event[2:]))
             return
         if kind == "reply":
             _, call_id, *answer = event
             boot, _, number = call_id.rpartition(".")
-            if f"{boot}." == self._letters and number.isdecimal() and len(number) < 20:
-                self.outbox.answered(int(number), Answered(*answer), now)
+            if f"{boot}." == self._letters and re.fullmatch("[0-9a-f]{1,16}", number):
+                self.outbox.answered(int(number, 16), Answered(*answer))
             return
         if kind == "notification":
             _, sender, body, supported, product, max_forwards = event
@@ -301,10 +304,10 @@ class Engine:
     def _work_off_outbox(self, now: float) -> None:
         outbox = self.outbox
         while outbox.to_send:
-            letter = outbox.to_send.popleft()
-            node = outbox.node_of(letter)
+            parcel = outbox.to_send.popleft()
+            node = outbox.node_of(parcel)
             if node is not None:
-                self._outside.send(place(node), self._letter(letter, node))
+                self._outside.send(place(node), self._parcel(parcel, node))
         self._tell_again = None
         while outbox.ended:
             if not self._outside.outcome(outbox.ended[0]):
@@ -315,23 +318,48 @@ class Engine:
             self._full = outbox.full
             self._outside.full(self._full)
 
-    def _letter(self, letter: Letter, node: Node) -> str:
-        """The request for a message; each time with the same Call-ID and branch."""
-        post = letter.post
-        unique = f"{self.outbox.boot}.{letter.number}"
+    def _parcel(self, parcel: Parcel, node: Node) -> str:
+        """The request for what travels together; each time with the same Call-ID and branch."""
+        items = [letter.post.item() for letter in parcel.letters]
+        number = f"{parcel.number:x}"
+        if len(items) == 1:
+            return self._request(node, number, items[0], compact=False)
+        body = batch.pack(items)
+        item = batch.Item(batch.PEER, 1, batch.CONTENT_TYPE, body)
+        return self._request(node, number, item, compact=True)
+
+    def _request(self, node: Node, number: str, item: batch.Item, compact: bool) -> str:
+        peer_id, max_forwards, content_type, body = item
         socket = self._settings.server_socket
         return self._gate.build_request(
             via=wire.Via(node.transport, socket.host, socket.port),
-            branch=f"z9hG4bK{_LETTER}{unique}",
-            call_id=f"{self._letters}{letter.number}",
-            tag=f"{letter.number:x}",
-            from_uri=self._settings.server_address.with_user(post.peer_id),
-            to_uri=SipUri(node.host, node.port, node.transport, post.peer_id),
-            body=post.body,
-            max_forwards=post.max_forwards,
-            user_agent=self._user_agent,
-            content_type=post.content_type + (wire.ENCODED if post.encoded else ""),
+            branch=f"z9hG4bK{_LETTER}{self.outbox.boot}.{number}",
+            call_id=f"{self._letters}{number}",
+            tag=number,
+            from_uri=self._settings.server_address.with_user(peer_id),
+            to_uri=SipUri(node.host, node.port, node.transport, peer_id),
+            body=body,
+            max_forwards=max_forwards,
+            user_agent="" if compact else self._user_agent,
+            content_type=content_type,
+            compact=compact,
         )
+
+    def _batch_room(self, node: Node) -> int:
+        """Bytes that the messages of a batch for a node may have."""
+        room = self._batch_rooms.get(node.uri)
+        if room is None:
+            limit = self._settings.batch_bytes
+            if limit and node.transport != "udp":
+                limit = BATCH_OVER_TCP
+            nothing = batch.Item(batch.PEER, 1, batch.CONTENT_TYPE, "")
+            bare = self._request(node, "", nothing, compact=True)
+            if len(self._batch_rooms) > 4096:
+                self._batch_rooms.clear()
+            # The length of the body has more digits than 0.
+            room = self._batch_rooms[node.uri] = limit - len(bare.encode()) - 4
+        # The parcel's number stands there three times.
+        return max(0, room - 3 * len(f"{self.outbox.count + 1:x}"))
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1
@@ -360,14 +388,16 @@ def call_id_prefix(settings: Settings) -> str:
     return f"dmq-{address.host.strip('[]')}-{address.port}-"
 
 
-#: In a Call-ID after the prefix: that of a letter.  Other requests have a hexadecimal digit there.
+#: Bytes of a batch where no datagram limits it: what KEMI's functions take, with room for headers.
+BATCH_OVER_TCP = 30_000
+#: In a Call-ID after the prefix: that of a parcel.  Other requests have a hexadecimal digit there.
 _LETTER = "o"
 #: Seconds after which outcomes that found no room are told again.
 TELL_AGAIN = 0.02
 
 
 def is_letter(call_id: str, prefix: str) -> bool:
-    """Whether a Call-ID with the engine's prefix is that of a message from the outbox."""
+    """Whether a Call-ID with the engine's prefix is that of a parcel from the outbox."""
     return call_id.startswith(_LETTER, len(prefix))
 
 

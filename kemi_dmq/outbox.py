@@ -1,46 +1,53 @@
-"""Messages that wait: sent in order, kept for nodes that are away, each with exactly one outcome.
+"""Messages that wait: sent together, in order, kept for nodes that are away; each with one outcome.
 
 Pure, as the rest of the engine: posts, answers and the node list come in with the time, sends and
-outcomes go out.  A message for one node is a letter.  Letters stand in lanes: an ordered one in
-that of its node and peer, which has one letter on its way at a time; the others in one lane of
+outcomes go out.  A message for one node is a letter; what travels in one KDMQ request is a parcel,
+of one letter or of several that waited together (batch.py).  Letters stand in lanes: an ordered one
+in that of its node and peer, which has one parcel on its way at a time; the others in one lane of
 their node, which has WINDOW.
 
-    waiting --> open --> answered
-       |          |
-       v          v
-    expired   timed out --> settling (ordered lanes)
+    letter:  waiting --> in a parcel --> answered
+                |              |
+                v              v
+             expired       timed out
+    parcel:  open --> (ordered lanes, if letters timed out) settling --> closed
 
-- A letter leaves when its node is active and its lane has room.  Until its answer it is sent
-  again, after T1 and then twice as long each time up to T2; not while the node is away, and at
-  once when it is back.  All copies have one Call-ID and branch, so that a Python node runs one.
-- At its deadline it ends: as expired if it never left, so that it has certainly not run; as timed
-  out if it did.  Then its lane goes on; an ordered one SETTLE later, or when the answer comes late,
-  so that no copy still on its way is overtaken by the next letter.
+- Nothing waits in order to be sent together: flush(), which the engine calls when it has taken what
+  was there, sends all that may leave.
+- A parcel leaves when its node is active and its lane has room.  Until its answer it is sent
+  again, after T1 and then twice as long each time up to T2; not while the node is away, and at once
+  when it is back.  All copies have one Call-ID and branch, so that a Python node runs one.
+- At its deadline a letter ends: as expired if it never left, so that it has certainly not run; as
+  timed out if it did.  When all letters of a parcel have ended the lane goes on; an ordered one
+  SETTLE later, or when the answer comes late, so that no copy still on its way is overtaken.
 - Nothing is refused here: what was accepted at the call has an outcome.  ``full`` names the nodes
   that hold so much that the next call is to be refused.
 """
 
 from __future__ import annotations
 
-import enum
 import heapq
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from . import batch
 from .message import Outcome
 from .node import Node
-from .wire import parse_uri
+from .wire import ENCODED, parse_uri
 
 Key = tuple[str, int]
 
 T1 = 0.5
 T2 = 4.0
-#: Letters without an order that are on their way to one node at a time: a node that is back gets
+#: Parcels without an order that are on their way to one node at a time: a node that is back gets
 #: what waited for it without its receive buffer running over.
 WINDOW = 32
+#: Answers to a batch of who does not know what that is: not found, and those of RFC 3261 to types
+#: and extensions.
+REFUSES_BATCHES = frozenset({404, 415, 420, 421})
 #: How long a datagram may live in the network (RFC 3261, T4).
 SETTLE = 5.0
 #: What a letter counts for besides its body.
@@ -65,19 +72,17 @@ class Post(NamedTuple):
     callback: str
     uris: tuple[str, ...]
 
+    def item(self) -> batch.Item:
+        """As it travels."""
+        content_type = self.content_type + ENCODED if self.encoded else self.content_type
+        return batch.Item(self.peer_id, self.max_forwards, content_type, self.body)
+
 
 class Answered(NamedTuple):
     code: int
     reason: str
     body: str | bytes
     content_type: str
-
-
-class _State(enum.Enum):
-    WAITING = 1
-    OPEN = 2
-    SETTLING = 3
-    ENDED = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -90,10 +95,29 @@ class Letter:
     node: Key
     size: int  # bytes that it counts for
     lane: _Lane
-    state: _State = _State.WAITING
-    due: float | None = None  # when its timer runs out
+    alone: bool = False  # its receiver does not take it in a batch
+    ended: bool = False
+    due: float | None = None  # when its timer runs out: only while it waits
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """What travels in one request."""
+
+    number: int
+    letters: list[Letter]
+    lane: _Lane
+    settling: bool = False
+    due: float | None = None
     pause: float = 0.0
     last_sent: float = 0.0
+
+    @property
+    def node(self) -> Key:
+        return self.lane.node
+
+    def live(self) -> list[Letter]:
+        return [letter for letter in self.letters if not letter.ended]
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +125,8 @@ class _Lane:
     node: Key
     peer_id: str  # "" for letters without an order
     waiting: OrderedDict[int, Letter] = field(default_factory=OrderedDict)
-    open: dict[int, Letter] = field(default_factory=dict)  # and settling
+    new: list[Letter] = field(default_factory=list)  # since the last flush()
+    open: dict[int, Parcel] = field(default_factory=dict)  # and settling
 
     @property
     def window(self) -> int:
@@ -118,57 +143,91 @@ class Ended(NamedTuple):
 
 class Outbox:
     """memory: bytes that may wait for one node until it counts as full.  boot: what no other
-    outbox has; with a letter's number it names the letter on the wire."""
+    outbox has; with a parcel's number it names the parcel on the wire.  room: bytes that the
+    messages of a batch for a node may have; 0 for one that takes none."""
 
-    def __init__(self, memory: int, boot: str) -> None:
+    def __init__(self, memory: int, boot: str, room: Callable[[Node], int]) -> None:
         self._memory = memory
         self.boot = boot
-        #: What is to be done: letters to send now, and outcomes to tell.  The engine takes them
+        self.room = room
+        #: What is to be done: parcels to send now, and outcomes to tell.  The engine takes them
         #: out one by one, so an error in one loses no other.
-        self.to_send: deque[Letter] = deque()
+        self.to_send: deque[Parcel] = deque()
         self.ended: deque[Ended] = deque()
         #: Letters whose outcome is not yet told.
         self.waiting = 0
         #: Nodes for which no more is to be accepted.
         self.full: frozenset[Key] = frozenset()
-        self._count = 0
+        #: Letters and parcels so far; each has its number.
+        self.count = 0
         self._nodes: dict[Key, Node] = {}  # the active ones
         self._lanes: dict[Key, dict[str, _Lane]] = {}
-        self._on_their_way: dict[int, Letter] = {}  # open and settling
-        self._due: list[tuple[float, int, Letter]] = []  # a heap; may hold what is no longer due
+        self._ready: dict[_Lane, None] = {}  # where something may leave at the next flush()
+        self._on_their_way: dict[int, Parcel] = {}  # open and settling
+        self._no_batches: set[Key] = set()  # who has refused one
+        self._due: list[tuple[float, int, Letter | Parcel]] = []  # a heap; may hold stale ones
         self._pushes = itertools.count()
-        self._timed = 0  # letters that have a timer
+        self._timed = 0  # letters and parcels that have a timer
         self._held: dict[Key, int] = {}
 
     # What comes in -------------------------------------------------------------------------
 
-    def post(self, post: Post, now: float) -> None:
+    def post(self, post: Post) -> None:
         """A call; they come in the order in which they are to be kept."""
         self.waiting += len(post.uris)
+        size = len(post.body) + len(post.callback) + OVERHEAD
+        name = post.peer_id if post.ordered else ""
         for uri in post.uris:
             key = parse_uri(uri).key
-            lanes = self._lanes.setdefault(key, {})
-            name = post.peer_id if post.ordered else ""
+            lanes = self._lanes.get(key)
+            if lanes is None:
+                lanes = self._lanes[key] = {}
             lane = lanes.get(name)
             if lane is None:
                 lane = lanes[name] = _Lane(key, name)
-            self._count += 1
-            size = len(post.body) + len(post.callback) + OVERHEAD
-            letter = Letter(self._count, post, uri, key, size, lane)
+            self.count += 1
+            letter = Letter(self.count, post, uri, key, size, lane)
             self._hold(letter, size)
             lane.waiting[letter.number] = letter
-            self._go_on(lane, now)
-            if letter.state is _State.WAITING:
-                self._plan(letter, post.expires)
+            lane.new.append(letter)
+            self._ready[lane] = None
 
-    def answered(self, number: int, answer: Answered, now: float) -> None:
-        """The final answer to a letter; of later ones and unknown numbers nothing comes."""
-        letter = self._on_their_way.get(number)
-        if letter is None:
+    def answered(self, number: int, answer: Answered) -> None:
+        """The final answer to a parcel; of later ones and unknown numbers nothing comes."""
+        parcel = self._on_their_way.get(number)
+        if parcel is None:
             return
-        if letter.state is _State.OPEN:
-            self._end(letter, Outcome.ANSWERED, answer)
-        self._close(letter, now)
+        if not parcel.settling:
+            for letter, its in zip(parcel.letters, self._answers(parcel, answer), strict=True):
+                if letter.ended:
+                    continue
+                if its is None:
+                    letter.alone = True
+                else:
+                    self._end(letter, Outcome.ANSWERED, its)
+            again = parcel.live()
+            for letter in reversed(again):
+                parcel.lane.waiting[letter.number] = letter
+                parcel.lane.waiting.move_to_end(letter.number, last=False)
+            parcel.lane.new += again
+        self._close(parcel)
+
+    def _answers(self, parcel: Parcel, answer: Answered) -> list[Answered | None]:
+        """To each letter; None for one that is to be sent alone."""
+        count = len(parcel.letters)
+        if count == 1:
+            return [answer]
+        if answer.code in REFUSES_BATCHES:
+            self._no_batches.add(parcel.node)
+            return [None] * count
+        if answer.code != batch.MIXED:
+            return [answer] * count
+        text = answer.body if isinstance(answer.body, str) else answer.body.decode(errors="replace")
+        try:
+            answers = batch.unpack_answers(text, count)
+        except batch.BatchError:
+            return [Answered(500, "Unreadable Answer", "", "")] * count
+        return [None if its.code == batch.SEND_ALONE else Answered(*its) for its in answers]
 
     def set_nodes(self, nodes: Iterable[Node], now: float) -> None:
         """The list has changed."""
@@ -176,16 +235,18 @@ class Outbox:
         self._nodes = {(node.host, node.port): node for node in nodes if node.active}
         for key in [key for key in self._lanes if key in self._nodes]:
             if before.get(key) != self._nodes[key]:
-                for lane in list(self._lanes[key].values()):
-                    for letter in lane.open.values():
-                        if letter.state is _State.OPEN and letter.post.expires > now:
-                            letter.pause = 0.0
-                            self._send(letter, now)
-                    self._go_on(lane, now)
+                self._no_batches.discard(key)
+                for lane in self._lanes[key].values():
+                    for parcel in lane.open.values():
+                        if any(letter.post.expires > now for letter in parcel.live()):
+                            parcel.pause = 0.0
+                            self._send(parcel, now)
+                    self._ready[lane] = None
 
-    def node_of(self, letter: Letter) -> Node | None:
-        """The node to which a letter of to_send goes; None if it is not to leave any more."""
-        return self._nodes.get(letter.node) if letter.state is _State.OPEN else None
+    def node_of(self, parcel: Parcel) -> Node | None:
+        """The node to which a parcel of to_send goes; None if it is not to leave any more."""
+        gone = parcel.settling or parcel.number not in self._on_their_way
+        return None if gone else self._nodes.get(parcel.node)
 
     def release(self, letter: Letter) -> None:
         """Its outcome has been told: it takes no more room."""
@@ -205,98 +266,144 @@ class Outbox:
         return self._due[0][0] if self._due else None
 
     def tick(self, now: float) -> None:
-        """Time has come for what next_deadline() said (or may have)."""
+        """Time has come for what next_deadline() said (or may have); then flush()."""
         while self._due and self._due[0][0] <= now:
-            when, _, letter = heapq.heappop(self._due)
-            if letter.due == when:
+            when, _, timed = heapq.heappop(self._due)
+            if timed.due == when:
                 self._timed -= 1
-                letter.due = None
-                self._time_out(letter, now)
+                timed.due = None
+                if isinstance(timed, Letter):
+                    del timed.lane.waiting[timed.number]
+                    self._end(timed, Outcome.EXPIRED)
+                    self._ready[timed.lane] = None
+                else:
+                    self._time_out(timed, now)
+        self.flush(now)
+
+    def flush(self, now: float) -> None:
+        """Send all that may leave now."""
+        while self._ready:
+            lane = next(iter(self._ready))
+            del self._ready[lane]
+            self._go_on(lane, now)
 
     def held(self, node: Key) -> int:
         """Bytes that wait for a node."""
         return self._held.get(node, 0)
 
-    # The life of a letter ------------------------------------------------------------------
+    # The life of letters and parcels ----------------------------------------------------------
 
     def _go_on(self, lane: _Lane, now: float) -> None:
         """Send of a lane what may leave now."""
+        node = self._nodes.get(lane.node)
         while lane.waiting and len(lane.open) < lane.window:
-            letter = next(iter(lane.waiting.values()))
-            if letter.post.expires <= now:
-                del lane.waiting[letter.number]
-                self._end(letter, Outcome.EXPIRED)
-                self._over(letter)
-                continue
-            node = self._nodes.get(lane.node)
-            if node is None or (letter.post.encoded and not node.python):
+            letters = self._next_letters(lane, node, now)
+            if not letters:
                 break
-            del lane.waiting[letter.number]
-            letter.state = _State.OPEN
-            lane.open[letter.number] = self._on_their_way[letter.number] = letter
-            self._send(letter, now)
+            self.count += 1
+            parcel = Parcel(self.count, letters, lane)
+            lane.open[parcel.number] = self._on_their_way[parcel.number] = parcel
+            self._send(parcel, now)
+        for letter in lane.new:
+            if letter.due is None and letter.number in lane.waiting:
+                self._plan(letter, letter.post.expires)
+        lane.new.clear()
         if not lane.waiting and not lane.open:
             lanes = self._lanes.get(lane.node, {})
             if lanes.pop(lane.peer_id, None) is not None and not lanes:
                 del self._lanes[lane.node]
 
-    def _send(self, letter: Letter, now: float) -> None:
-        self.to_send.append(letter)
-        letter.last_sent = now
-        first = T1 if self._nodes[letter.node].transport == "udp" else T2
-        letter.pause = min(2 * letter.pause, T2) or first
-        self._plan(letter, min(now + letter.pause, letter.post.expires))
+    def _next_letters(self, lane: _Lane, node: Node | None, now: float) -> list[Letter]:
+        """Those that leave together, taken out of what waits."""
+        letters: list[Letter] = []
+        left, before = 0, None
+        while lane.waiting:
+            letter = next(iter(lane.waiting.values()))
+            post = letter.post
+            if post.expires <= now:
+                self._take_out(letter)
+                self._end(letter, Outcome.EXPIRED)
+                continue
+            if node is None or (post.encoded and not node.python):
+                break
+            if not letters:
+                refuses = letter.alone or not node.python or lane.node in self._no_batches
+                left = 0 if refuses else self.room(node)
+            elif letter.alone or len(letters) == batch.MAX_MESSAGES:
+                break
+            if left:
+                item = post.item()
+                size = batch.room(item, before)
+                if letters and size > left:
+                    break
+                left, before = max(0, left - size), item
+            self._take_out(letter)
+            letters.append(letter)
+            if not left:
+                break
+        return letters
 
-    def _time_out(self, letter: Letter, now: float) -> None:
+    def _take_out(self, letter: Letter) -> None:
+        del letter.lane.waiting[letter.number]
+        if letter.due is not None:
+            self._timed -= 1
+            letter.due = None
+
+    def _send(self, parcel: Parcel, now: float) -> None:
+        self.to_send.append(parcel)
+        parcel.last_sent = now
+        first = T1 if self._nodes[parcel.node].transport == "udp" else T2
+        parcel.pause = min(2 * parcel.pause, T2) or first
+        self._plan(parcel, min(now + parcel.pause, _earliest(parcel.live())))
+
+    def _time_out(self, parcel: Parcel, now: float) -> None:
         """Its timer has run out."""
-        lane, expires = letter.lane, letter.post.expires
-        if letter.state is _State.WAITING:
-            del lane.waiting[letter.number]
-            self._end(letter, Outcome.EXPIRED)
-            self._over(letter)
-            self._go_on(lane, now)
-        elif letter.state is _State.SETTLING:
-            self._close(letter, now)
-        elif now < expires:
-            if letter.node in self._nodes:
-                self._send(letter, now)
+        if parcel.settling:
+            self._close(parcel)
+            return
+        for letter in parcel.live():
+            if letter.post.expires <= now:
+                self._end(letter, Outcome.TIMED_OUT)
+        live = parcel.live()
+        if live:
+            again = parcel.last_sent + parcel.pause
+            if parcel.node not in self._nodes:
+                self._plan(parcel, _earliest(live))
+            elif now < again:
+                self._plan(parcel, min(again, _earliest(live)))
             else:
-                self._plan(letter, expires)
+                self._send(parcel, now)
+            return
+        settled = parcel.last_sent + SETTLE
+        if parcel.lane.peer_id and settled > now:
+            parcel.settling = True
+            self._plan(parcel, settled)
         else:
-            self._end(letter, Outcome.TIMED_OUT)
-            settled = letter.last_sent + SETTLE
-            if lane.peer_id and settled > now:
-                letter.state = _State.SETTLING
-                self._plan(letter, settled)
-            else:
-                self._close(letter, now)
+            self._close(parcel)
 
     def _end(self, letter: Letter, outcome: Outcome, answer: Answered | None = None) -> None:
+        letter.ended = True
         if answer is not None and letter.post.callback:
             self._hold(letter, len(answer.body))
             letter.size += len(answer.body)
         self.ended.append(Ended(letter, outcome, answer))
 
-    def _close(self, letter: Letter, now: float) -> None:
+    def _close(self, parcel: Parcel) -> None:
         """It is no longer on its way: the next one may leave."""
-        del self._on_their_way[letter.number]
-        del letter.lane.open[letter.number]
-        self._over(letter)
-        self._go_on(letter.lane, now)
-
-    def _over(self, letter: Letter) -> None:
-        letter.state = _State.ENDED
-        if letter.due is not None:
+        del self._on_their_way[parcel.number]
+        del parcel.lane.open[parcel.number]
+        if parcel.due is not None:
             self._timed -= 1
-            letter.due = None
+            parcel.due = None
+        self._ready[parcel.lane] = None
 
     # Small things --------------------------------------------------------------------------
 
-    def _plan(self, letter: Letter, when: float) -> None:
-        if letter.due is None:
+    def _plan(self, timed: Letter | Parcel, when: float) -> None:
+        if timed.due is None:
             self._timed += 1
-        letter.due = when
-        heapq.heappush(self._due, (when, next(self._pushes), letter))
+        timed.due = when
+        heapq.heappush(self._due, (when, next(self._pushes), timed))
 
     def _drop_stale(self) -> None:
         due = self._due
@@ -310,6 +417,10 @@ class Outbox:
         held = self._held[letter.node] = self._held.get(letter.node, 0) + size
         if held >= self._memory and letter.node not in self.full:
             self.full |= {letter.node}
+
+
+def _earliest(letters: list[Letter]) -> float:
+    return min(letter.post.expires for letter in letters)
 
 
 # Events, as they travel through the inboxes ----------------------------------------------------

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
+from .batch import PEER as BATCH
 from .message import Message, Response
 from .node import Node
 from .once import Answer
@@ -107,6 +108,8 @@ class Registry:
                 f"peer {peer.peer_id!r} is registered outside of loading; create DMQ() first and "
                 "register before dmq.attach()"
             )
+        if peer.peer_id == BATCH:
+            raise ValueError(f"peer_id {BATCH!r} is taken by messages that travel together")
         if peer.peer_id == self.channel:
             raise ChannelTakenError(f"peer_id {peer.peer_id!r} is taken by the node lists")
         ours = self._script if self._collecting is None else self._collecting
@@ -127,6 +130,7 @@ class Registry:
             *self._script,
             *(self._collecting or ()),
             self.channel,
+            BATCH,
         ):
             raise ValueError(f"peer_id {peer.peer_id!r} is taken; each peer is registered once")
         self._permanent[peer.peer_id] = peer

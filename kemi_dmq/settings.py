@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .batch import PEER as BATCH
 from .networks import Network, contains, parse_network
 from .trust import KEY_ID, Key
 from .wire import SipUri, Via, WireError, is_address, normal_host, parse_uri
@@ -116,6 +117,13 @@ class Settings:
     #: Bytes of messages, ordered or with a deadline, that may wait for one node; above, the call
     #: gives -1.  Each message counts for its body and 1,000.
     outbox_memory: int = 8 * 1024 * 1024
+    #: 1: bcast_message hands its message to the engine's process, which sends it: the call costs
+    #: the same whatever the number of nodes.  0: the calling process sends to one node after the
+    #: other.
+    outbox: int = 1
+    #: Bytes of a datagram in which messages that wait together travel to a Python node (docs/
+    #: messages.md), headers included; more where the path takes it.  0: each travels alone.
+    batch_bytes: int = 1300
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +162,8 @@ _RANGES = {
     "c_tcp_rd_buf_size": _Range(1024, 16 * 1024**2),
     "key_window": _Range(5, 3600),
     "outbox_memory": _Range(64 * 1024, 1024**3),
+    "outbox": _FLAG,
+    "batch_bytes": _Range(0, 32_000),
 }
 NAMES = tuple(field.name for field in fields(Settings))
 #: Names of things whose values are not shown, even where there is no such setting.
@@ -191,8 +201,9 @@ def check(given: Mapping[str, object]) -> Settings:
         if name in values:
             values[name] = _number(name, values[name], limits)
     channel = values.get("notification_channel", "notification_peer")
-    if not isinstance(channel, str) or not _TOKEN.fullmatch(channel):
-        raise SettingError("notification_channel", channel, "the user part of a SIP URI")
+    if not isinstance(channel, str) or not _TOKEN.fullmatch(channel) or channel == BATCH:
+        right = f"the user part of a SIP URI, other than {BATCH}"
+        raise SettingError("notification_channel", channel, right)
     callback = values.get("event_callback", "")
     if not isinstance(callback, str) or (callback and not callback.isidentifier()):
         raise SettingError("event_callback", callback, "the name of a method of the KEMI handler")

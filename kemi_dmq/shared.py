@@ -24,7 +24,8 @@ _COUNTERS = (
     "received",  # KDMQ requests that reached handle_message or process_message
     "queued",  # of these: handed to a worker (num_workers above 0)
     "queue_full",  # 503: the workers' queues had no room
-    "delivered",  # of these: a peer's callback ran and answered
+    "batched",  # messages that came several in one request
+    "delivered",  # messages for which a peer's callback ran and answered
     "notifications",  # of these: for the notification peer
     "duplicates",  # copies answered again from memory
     "copies_dropped",  # copies that came while the first one was still running
@@ -46,7 +47,7 @@ _COUNTERS = (
     "replays",  # 403: signed, but seen before, or too late to be sure
     "answers_refused",  # answers to the engine from where it did not ask, or not rightly signed
     "native_errors",  # calls from C modules that failed inside kemi_dmq
-    "outbox_posted",  # messages, ordered or with a deadline, that the outbox took, for each node
+    "outbox_posted",  # messages that the outbox took, for each node
     "outbox_answered",  # of these: answered
     "outbox_timed_out",  # of these: sent, and not answered by the deadline
     "outbox_expired",  # of these: not sent by the deadline, since the node was away

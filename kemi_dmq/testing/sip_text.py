@@ -28,6 +28,17 @@ class SipText:
         return self.header("From").partition("<")[2].partition(">")[0]
 
 
+#: The short forms (RFC 3261, 7.3.3) that kemi_dmq writes.
+_SHORT = {
+    "v": "via",
+    "t": "to",
+    "f": "from",
+    "i": "call-id",
+    "c": "content-type",
+    "l": "content-length",
+}
+
+
 @lru_cache(maxsize=4096)  # retransmissions, copies, and the transcript's look at it
 def parse(text: str) -> SipText:
     head, _, body = text.partition("\r\n\r\n")
@@ -35,7 +46,8 @@ def parse(text: str) -> SipText:
     headers = {}
     for line in lines:
         name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip()
+        name = name.lower()
+        headers[_SHORT.get(name, name)] = value.strip()
     if int(headers["content-length"]) != size(body):
         raise ValueError(f"Content-Length is wrong in {text!r}")
     if first.startswith("SIP/2.0 "):

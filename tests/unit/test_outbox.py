@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from kemi_dmq.batch import FINE, ItemAnswer, pack_answers
 from kemi_dmq.message import Outcome
 from kemi_dmq.node import Node, Status
 from kemi_dmq.outbox import (
@@ -24,8 +24,8 @@ from kemi_dmq.outbox import (
     T2,
     WINDOW,
     Answered,
-    Letter,
     Outbox,
+    Parcel,
     Post,
     outcome_event,
 )
@@ -47,11 +47,12 @@ def key(of: Node) -> tuple[str, int]:
 class Driven:
     """An outbox whose sends and outcomes are kept."""
 
-    def __init__(self, *nodes: Node, memory: int = MEMORY) -> None:
-        self.outbox = Outbox(memory, "boot")
+    def __init__(self, *nodes: Node, memory: int = MEMORY, room: int = 0) -> None:
+        self.room = room
+        self.outbox = Outbox(memory, "boot", lambda node: self.room)
         self.now = 100.0
         self.outbox.set_nodes(nodes, self.now)
-        self.sent: list[tuple[float, Letter]] = []
+        self.sent: list[tuple[float, Parcel]] = []
         self.told: list[tuple[float, str, Outcome]] = []  # time, body, outcome
 
     def post(
@@ -62,12 +63,14 @@ class Driven:
         deadline: float = 32.0,
         encoded: bool = False,
         peer: str = "acme",
+        flush: bool = True,
     ) -> None:
         uris = tuple(n.uri for n in to or (A,))
         expires = self.now + deadline
         post = Post(peer, body, encoded, "text/x", 1, ordered, expires, "cb|1", uris)
-        self.outbox.post(post, self.now)
-        self.work_off()
+        self.outbox.post(post)
+        if flush:
+            self.work_off()
 
     def tick(self) -> None:
         self.outbox.tick(self.now)
@@ -75,6 +78,7 @@ class Driven:
 
     def work_off(self) -> None:
         outbox = self.outbox
+        outbox.flush(self.now)
         while outbox.to_send:
             self.sent.append((self.now, outbox.to_send.popleft()))
         while outbox.ended:
@@ -82,8 +86,8 @@ class Driven:
             outbox.release(ended.letter)
             self.told.append((self.now, ended.letter.post.body, ended.outcome))
 
-    def answer(self, letter: Letter, answer: Answered = OK) -> None:
-        self.outbox.answered(letter.number, answer, self.now)
+    def answer(self, parcel: Parcel, answer: Answered = OK) -> None:
+        self.outbox.answered(parcel.number, answer)
         self.work_off()
 
     def set_nodes(self, *nodes: Node) -> None:
@@ -100,7 +104,7 @@ class Driven:
 
     @property
     def bodies(self) -> list[str]:
-        return [letter.post.body for _, letter in self.sent]
+        return ["+".join(letter.post.body for letter in p.letters) for _, p in self.sent]
 
     def outcomes(self) -> list[tuple[str, Outcome]]:
         return [(body, outcome) for _, body, outcome in self.told]
@@ -167,8 +171,11 @@ def test_after_a_timeout_the_next_one_waits_until_no_copy_can_be_on_its_way() ->
     last = driven.sent[-1][0]
     assert driven.outcomes() == [("a", Outcome.TIMED_OUT)]
     driven.run(SETTLE)
-    assert driven.sent[-1][1].post.body == "b"
-    assert min(when for when, letter in driven.sent if letter.post.body == "b") == last + SETTLE
+    assert driven.sent[-1][1].letters[0].post.body == "b"
+    assert (
+        min(when for when, letter in driven.sent if letter.letters[0].post.body == "b")
+        == last + SETTLE
+    )
 
 
 def test_a_late_answer_lets_the_next_one_leave_and_changes_no_outcome() -> None:
@@ -197,11 +204,11 @@ def test_what_is_for_a_node_that_is_away_leaves_when_it_is_back_in_order() -> No
     for body in "abc":
         driven.post(body, A, B, deadline=100)
     driven.run(50)
-    assert {letter.uri for _, letter in driven.sent} == {B.uri}
+    assert {letter.letters[0].uri for _, letter in driven.sent} == {B.uri}
     driven.sent.clear()
     driven.set_nodes(A, B)
     for body in "abc":
-        assert driven.bodies == [body] and driven.sent[0][1].uri == A.uri
+        assert driven.bodies == [body] and driven.sent[0][1].letters[0].uri == A.uri
         driven.answer(driven.sent.pop()[1])
 
 
@@ -254,6 +261,91 @@ def test_a_node_that_changed_its_address_or_kind_is_sent_to_as_it_is_now() -> No
     assert driven.outbox.node_of(driven.sent[0][1]) == node(C.uri)
 
 
+# Together ---------------------------------------------------------------------------------------
+
+
+def test_what_waits_together_travels_together_and_an_idle_bus_sends_at_once() -> None:
+    driven = Driven(A, C, room=1000)
+    driven.post("a", A, C, ordered=False)
+    for body in "bcd":
+        driven.post(body, A, C, ordered=False, flush=False)
+    driven.work_off()
+    assert driven.bodies == ["a", "a", "b+c+d", "b", "c", "d"], "a C node gets single ones"
+    driven.answer(driven.sent[2][1])
+    assert driven.outcomes() == [(body, Outcome.ANSWERED) for body in "bcd"]
+
+
+def test_ordered_messages_that_wait_for_an_answer_travel_together_then() -> None:
+    driven = Driven(A, room=1000)
+    for body in "abc":
+        driven.post(body)
+    assert driven.bodies == ["a"]
+    driven.answer(driven.sent[0][1])
+    assert driven.bodies == ["a", "b+c"]
+
+
+def test_a_batch_has_no_more_than_there_is_room_for() -> None:
+    driven = Driven(A, room=250)
+    for size in (100, 100, 100, 400, 100):
+        driven.post("x" * size, ordered=False, flush=False)
+    driven.work_off()
+    assert [len(body) for body in driven.bodies] == [201, 100, 400, 100]
+
+
+def test_each_message_of_a_batch_has_its_own_outcome() -> None:
+    driven = Driven(A, room=1000)
+    for body, deadline in (("a", 1.0), ("b", 9.0), ("c", 9.0), ("d", 9.0)):
+        driven.post(body, ordered=False, deadline=deadline, flush=False)
+    driven.work_off()
+    driven.run(2)
+    assert driven.bodies[0] == "a+b+c+d" and driven.outcomes() == [("a", Outcome.TIMED_OUT)]
+    text = pack_answers(
+        [FINE, FINE, ItemAnswer(486, "Busy", "x", "a/b"), ItemAnswer(421, "", "", "")]
+    )
+    driven.outbox.answered(driven.sent[0][1].number, Answered(202, "Mixed", text, "text/kdmq"))
+    ended = list(driven.outbox.ended)
+    assert [e.answer for e in ended] == [
+        Answered(200, "OK", "", ""),
+        Answered(486, "Busy", "x", "a/b"),
+    ]
+    driven.work_off()
+    assert driven.bodies[-1] == "d", "which its receiver wants alone"
+    driven.run(10)
+    assert driven.outcomes()[-1] == ("d", Outcome.TIMED_OUT)
+
+
+def test_who_refuses_a_batch_gets_single_ones_until_it_is_another_node() -> None:
+    driven = Driven(A, room=1000)
+    for body in "ab":
+        driven.post(body, ordered=False, flush=False)
+    driven.work_off()
+    driven.answer(driven.sent[0][1], Answered(404, "User Not Found", "", ""))
+    assert driven.bodies == ["a+b", "a", "b"] and driven.told == []
+    for body in "cd":
+        driven.post(body, ordered=False, flush=False)
+    driven.work_off()
+    assert driven.bodies[3:] == ["c", "d"]
+    driven.set_nodes()
+    driven.set_nodes(A)
+    for body in "ef":
+        driven.post(body, ordered=False, flush=False)
+    driven.work_off()
+    assert driven.bodies[-1] == "e+f"
+
+
+@pytest.mark.parametrize(("code", "body"), [(202, ""), (202, "nonsense"), (503, "")])
+def test_an_answer_that_says_nothing_of_the_messages_is_an_error_of_each(
+    code: int, body: str
+) -> None:
+    driven = Driven(A, room=1000)
+    for _ in "ab":
+        driven.post("x", ordered=False, flush=False)
+    driven.work_off()
+    driven.outbox.answered(driven.sent[0][1].number, Answered(code, "What", body, ""))
+    codes = [ended.answer.code for ended in driven.outbox.ended if ended.answer]
+    assert codes == [code if code == 503 else 500] * 2
+
+
 # Bounds -----------------------------------------------------------------------------------------
 
 
@@ -275,10 +367,11 @@ def test_a_node_for_which_too_much_waits_is_full_until_some_has_gone() -> None:
 def test_an_outcome_takes_room_until_it_is_told() -> None:
     driven = Driven(A)
     post = Post("acme", "x", False, "", 1, True, 200.0, "cb|1", (A.uri,))
-    driven.outbox.post(post, 100.0)
-    letter = driven.outbox.to_send.popleft()
+    driven.outbox.post(post)
+    driven.outbox.flush(100.0)
+    parcel = driven.outbox.to_send.popleft()
     before = driven.outbox.held(key(A))
-    driven.outbox.answered(letter.number, Answered(200, "OK", "y" * 500, "text/x"), 100.0)
+    driven.outbox.answered(parcel.number, Answered(200, "OK", "y" * 500, "text/x"))
     assert driven.outbox.held(key(A)) == before + 500 and driven.outbox.waiting == 1
     driven.work_off()
     assert driven.outbox.held(key(A)) == 0 and driven.outbox.waiting == 0
@@ -316,18 +409,18 @@ class Interleavings(RuleBasedStateMachine):
 
     nodes = (A, B, C)
 
-    @initialize(seed=st.integers(0, 2**32))
-    def start(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 2**32), room=st.sampled_from([0, 50, 2000]))
+    def start(self, seed: int, room: int) -> None:
         self.rng = random.Random(seed)
         self.now = 1000.0
-        self.outbox = Outbox(MEMORY, "boot")
+        self.outbox = Outbox(MEMORY, "boot", lambda node: room)
         self.up = {key(n) for n in self.nodes}
         self.posts = 0
         self.expected: dict[tuple[str, str], tuple[bool, float]] = {}
-        self.requests: list[tuple[float, Letter]] = []  # on their way
+        self.requests: list[tuple[float, Parcel]] = []  # on their way
         self.answers: list[tuple[float, int]] = []
         self.ran: dict[str, list[tuple[str, str, int]]] = {n.uri: [] for n in self.nodes}
-        self.ran_numbers: Counter[int] = Counter()
+        self.answered: dict[int, Answered] = {}  # by the number of the parcel
         self.told: dict[tuple[str, str], list[Outcome]] = {}
         self.show_nodes()
 
@@ -350,7 +443,7 @@ class Interleavings(RuleBasedStateMachine):
         for uri in uris:
             self.expected[uri, body] = (ordered, self.now + deadline)
         post = Post(peer, body, False, "", 1, ordered, self.now + deadline, "c|1", uris)
-        self.outbox.post(post, self.now)
+        self.outbox.post(post)
 
     @rule(deadlines=st.lists(st.sampled_from([0.3, 2.0, 300.0]), min_size=2, max_size=4))
     def post_several(self, deadlines: list[float]) -> None:
@@ -372,19 +465,37 @@ class Interleavings(RuleBasedStateMachine):
     @rule(copy=st.booleans())
     def a_request_arrives(self, copy: bool) -> None:
         index = self.rng.randrange(len(self.requests))
-        _, letter = self.requests[index] if copy else self.requests.pop(index)
-        python = letter.uri != C.uri
-        if not (python and self.ran_numbers[letter.number]):
-            self.ran[letter.uri].append((letter.post.peer_id, letter.post.body, letter.number))
-        self.ran_numbers[letter.number] += 1
-        self.answers.append((self.now, letter.number))
+        _, parcel = self.requests[index] if copy else self.requests.pop(index)
+        uri = parcel.letters[0].uri
+        if parcel.number not in self.answered or uri == C.uri:
+            self.answered[parcel.number] = self.run(parcel, uri)
+        self.answers.append((self.now, parcel.number))
+
+    def run(self, parcel: Parcel, uri: str) -> Answered:
+        """What the receiver answers; it takes batches or not, of all messages or some."""
+        letters = list(parcel.letters)
+        if len(letters) == 1:
+            answer = OK
+        elif uri == B.uri and self.rng.random() < 0.3:
+            return Answered(404, "User Not Found", "", "")
+        elif not letters[0].post.ordered and self.rng.random() < 0.3:
+            alone = self.rng.sample(letters, self.rng.randint(1, len(letters)))
+            text = pack_answers(
+                ItemAnswer(421, "Alone", "", "") if letter in alone else FINE for letter in letters
+            )
+            letters = [letter for letter in letters if letter not in alone]
+            answer = Answered(202, "Mixed", text, "text/kdmq")
+        else:
+            answer = OK
+        self.ran[uri] += [(x.post.peer_id, x.post.body, x.number) for x in letters]
+        return answer
 
     @precondition(lambda self: self.answers)
     @rule(copy=st.booleans())
     def an_answer_arrives(self, copy: bool) -> None:
         index = self.rng.randrange(len(self.answers))
         _, number = self.answers[index] if copy else self.answers.pop(index)
-        self.outbox.answered(number, OK, self.now)
+        self.outbox.answered(number, self.answered[number])
 
     @precondition(lambda self: self.requests or self.answers)
     @rule()
@@ -403,10 +514,12 @@ class Interleavings(RuleBasedStateMachine):
         outbox = self.outbox
         outbox.tick(self.now)
         while outbox.to_send:
-            letter = outbox.to_send.popleft()
-            assert letter.node in self.up
-            assert self.now < letter.post.expires
-            self.requests.append((self.now, letter))
+            parcel = outbox.to_send.popleft()
+            assert parcel.node in self.up
+            assert any(self.now < letter.post.expires for letter in parcel.live())
+            assert len({letter.uri for letter in parcel.letters}) == 1
+            assert len(parcel.letters) == 1 or parcel.node != key(C)
+            self.requests.append((self.now, parcel))
         while outbox.ended:
             letter, outcome, _ = outbox.ended.popleft()
             outbox.release(letter)
@@ -453,5 +566,5 @@ TestInterleavings.settings = settings(max_examples=200, stateful_step_count=60)
 @pytest.mark.parametrize("number", [0, 1, 10**9])
 def test_an_answer_to_no_message_is_nothing(number: int) -> None:
     driven = Driven(A)
-    driven.answer(Letter(number, None, "", key(A), 0, None))  # type: ignore[arg-type]
+    driven.answer(Parcel(number, [], None))  # type: ignore[arg-type]
     assert driven.told == []

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kemi_dmq import Message, Node, Outcome, Peer, Reply, ResponseCallback, Status
+from kemi_dmq import Message, Node, Outcome, Peer, Reply, Response, ResponseCallback, Status
+from kemi_dmq.batch import Item, ItemAnswer, pack, unpack_answers
 from kemi_dmq.bus import MAX_ANSWER, MAX_UDP
 from kemi_dmq.callbacks import run_callback
 from kemi_dmq.engine import Bodies, Engine, Published, pack_nodes
@@ -68,16 +69,17 @@ class Loop:
             run_callback(self.bed.runtime.bus, event, lambda name, node: None)
 
     def answer(self, text: str, reply: ReceivedReply) -> None:
-        reply.call_id = header(text, "Call-ID")
+        reply.call_id = header(text, "i" if "\r\ni:" in text else "Call-ID")
         handler = self.bed.runtime.handler
         assert not self.bed.kamailio.receive_reply(reply, handler.ksr_reply_route)
 
 
 def header(text: str, name: str) -> str:
-    return text.split(f"\r\n{name}: ", 1)[1].split("\r\n", 1)[0]
+    return text.split(f"\r\n{name}:", 1)[1].split("\r\n", 1)[0].strip()
 
 
 def start(bed: Bed, *nodes: Node, **given: Any) -> Loop:
+    given = {"outbox": 1, "batch_bytes": 0, **given}
     bed.start(Peer("acme", ""), handler=Handler(), **given)
     return Loop(bed, *nodes)
 
@@ -144,7 +146,7 @@ def test_a_provisional_or_a_foreign_answer_changes_nothing(bed: Bed) -> None:
 
 
 def test_a_deadline_keeps_a_broadcast_for_nodes_that_are_away(bed: Bed) -> None:
-    loop = start(bed, A, AWAY)
+    loop = start(bed, A, AWAY, outbox=0)
     assert bed.api.bcast_message(ACME, "now") == 0
     assert len(bed.kamailio.requests) == 1, "the plain way goes to active nodes"
     assert bed.api.bcast_message(ACME, "kept", resp_cback=HEAR, deadline=60) == 0
@@ -425,3 +427,99 @@ def test_node_lists_are_no_outbox_replies(bed: Bed) -> None:
     loop.answer(text, ReceivedReply(200, "OK", b"sip:10.0.0.2:5060;status=active\r\n"))
     (event,) = bed.runtime.shared.engine_inbox.take()
     assert event[0] == "answer" and parse_body(event[3])[0]
+
+
+# Broadcasts through the outbox, and batches
+
+
+def test_a_broadcast_is_handed_to_the_engine_and_costs_no_call_for_each_node(bed: Bed) -> None:
+    loop = start(bed, A, B, AWAY, C_NODE)
+    assert bed.api.bcast_message(ACME, "x", resp_cback=HEAR) == 0
+    assert bed.kamailio.requests == [] and counted(bed, "outbox_posted") == 3
+    texts = loop.turn()
+    assert len(texts) == 3 and counted(bed, "sent") == 0
+    for text in texts:
+        loop.answer(text, ReceivedReply())
+    loop.turn()
+    loop.run_callbacks()
+    assert [reply.code for reply, _, _ in heard] == [200] * 3
+
+
+def test_a_broadcast_of_bytes_reaches_c_nodes_as_they_are(bed: Bed) -> None:
+    loop = start(bed, A, C_NODE)
+    assert bed.api.bcast_message(ACME, b"\0\xff") == 0
+    assert loop.turn() == [] and len(bed.kamailio.requests) == 2
+
+
+def test_a_broadcast_of_bytes_to_python_nodes_goes_through_the_outbox(bed: Bed) -> None:
+    loop = start(bed, A, B)
+    assert bed.api.bcast_message(ACME, b"\0\xff") == 0
+    assert len(loop.turn()) == 2 and bed.kamailio.requests == []
+
+
+def test_without_the_outbox_the_caller_sends(bed: Bed) -> None:
+    loop = start(bed, A, B, outbox=0)
+    assert bed.api.bcast_message(ACME, "x") == 0
+    assert loop.turn() == [] and len(bed.kamailio.requests) == 2
+
+
+def test_messages_that_wait_together_travel_in_one_datagram(bed: Bed) -> None:
+    loop = start(bed, A, batch_bytes=1300)
+    for number in range(12):
+        assert bed.api.bcast_message(ACME, f"{number:0200}", resp_cback=HEAR) == 0
+    texts = loop.turn()
+    assert all(len(text.encode()) <= 1300 for text in texts)
+    assert [text.count("200\n") + text.count(" 200 ") for text in texts] == [5, 5, 2]
+    for text in texts:
+        loop.answer(text, ReceivedReply())
+    loop.turn()
+    loop.run_callbacks()
+    assert len(heard) == 12 and counted(bed, "outbox_answered") == 12
+
+
+RAN = ((b"a", 1), (b"say", 7), (b"fail", 1), (b"\0\xff", 1))
+
+
+def test_a_batch_is_taken_apart_and_each_message_answered(bed: Bed) -> None:
+    got: list[tuple[str, str | bytes, int]] = []
+
+    def callback(message: Message, sender: Node | None) -> Response | None:
+        got.append((message.peer_id, message.body_bytes, message.max_forwards))
+        if message.body == "fail":
+            raise RuntimeError("on purpose")
+        return Response(299, "Fine", "said") if message.body == "say" else None
+
+    bed.start(Peer("acme", "", callback), Peer("sends"), handler=Handler())
+    bed.publish(A)
+    items = [
+        Item("acme", 1, "text/plain", "a"),
+        Item("acme", 7, "text/plain", "say"),
+        Item("acme", 1, "text/plain", "fail"),
+        Item("nobody", 1, "text/plain", "x"),
+        Item("sends", 1, "text/plain", "x"),
+        Item("acme", 1, "a/b;kemi_dmq=base64", "AP8="),
+        Item("acme", 1, "a/b;kemi_dmq=base64", "no"),
+    ]
+    request = Request(
+        ruri="sip:kdmq@10.0.0.1:5060", body=pack(items).encode(), content_type="text/kdmq"
+    )
+    reply = bed.ask(request)
+    assert (reply.code, reply.content_type) == (202, "text/kdmq")
+    codes = [answer.code for answer in unpack_answers(reply.body, len(items))]
+    assert codes == [200, 299, 500, 404, 202, 200, 413]
+    assert unpack_answers(reply.body, 7)[1] == ItemAnswer(299, "Fine", "said", "text/plain")
+    assert got == [("acme", body, hops) for body, hops in RAN]
+    assert counted(bed, "batched") == 7 and counted(bed, "received") == 1
+    again = bed.ask(request)
+    assert (again.code, again.body) == (reply.code, reply.body) and len(got) == 4
+    fine = Request(
+        ruri="sip:kdmq@10.0.0.1:5060",
+        body=pack(items[:1] * 2).encode(),
+        content_type="text/kdmq",
+        call_id="other",
+    )
+    assert (bed.ask(fine).code, len(got)) == (200, 6)
+    bad = Request(
+        ruri="sip:kdmq@10.0.0.1:5060", body=b"x", content_type="text/kdmq", call_id="third"
+    )
+    assert bed.ask(bad).code == 400

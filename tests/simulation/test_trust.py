@@ -64,3 +64,16 @@ def test_two_nodes_that_know_a_c_node_alone_find_each_other_and_nobody_else() ->
     simulator.run(30)
     assert active(simulator, C) == {A, B, C, D}
     assert active(simulator, A) == active(simulator, B) == {A, B, C}
+
+
+def test_a_node_outside_of_the_allowed_networks_is_not_taken_up_from_others_lists() -> None:
+    """A C node believes anybody and tells of him; our messages would go to him."""
+    simulator = Simulator(1)
+    outsider = "192.0.2.66"
+    simulator.add_node(C, python=False)
+    simulator.add_node(A, [C])  # by default: private addresses
+    simulator.run(5)
+    simulator.add_node(outsider, [C], allowed_networks="0.0.0.0/0")
+    simulator.run(30)
+    assert outsider in active(simulator, C)
+    assert active(simulator, A) == {A, C}

@@ -82,7 +82,7 @@ def test_a_node_outside_of_the_allowed_networks_is_not_taken_up_from_others_list
 
 
 def test_a_kept_message_reaches_a_node_that_starts_again_though_clocks_differ_a_little() -> None:
-    """It refuses for some seconds what is signed before its start; that is no answer of the peer's."""
+    """For some seconds it refuses what was signed before its start: no answer of the peer."""
     got: list[str] = []
     simulator = Simulator(1, records=False)
 

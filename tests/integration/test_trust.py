@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -545,3 +547,22 @@ def test_a_flood_of_refused_requests_is_no_flood_of_lines(bed: Bed) -> None:
             sip.send(request(A, body=b"hello", via=sip.name), A)
         wait_for(lambda: a.counters()["not_signed"] >= 300)
     assert a.log().count("kemi_dmq: 403") == 1
+
+
+def test_a_recorded_copy_of_a_kept_message_runs_nothing(bed: Bed) -> None:
+    """The callback takes longer than the pause before the copy, which is signed anew."""
+    a, b = two(bed)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as wire:
+        wire.bind(("lo", 0))
+        wire.settimeout(0.2)
+        assert b.command("send", body="sleep 0.8", to=a.uri, ordered=True, param="p") == 0
+        copies: list[bytes] = []
+        while not b.events("reply", param="p"):
+            with contextlib.suppress(TimeoutError):
+                data = wire.recv(65535)[28:]  # behind IP's and UDP's headers
+                if data.startswith(b"KDMQ sip:acme@") and data not in copies:
+                    copies.append(data)
+    assert len(copies) == 2 and len(a.events("message")) == 1
+    for copy in copies:
+        assert ask(re.sub(rb"Call-ID: ", b"Call-ID: x", copy)).code == 403
+    assert len(a.events("message")) == 1

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 
-from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, CNode, PythonNode, wait_for, whole
 from tests.support.sip import SipSocket, parse_reply, request
 
 A, B, C, D = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"
@@ -225,3 +225,24 @@ KEPT = (b"Via", b"From", b"To", b"Call-ID", b"CSeq")
 def forwards(data: bytes) -> int:
     reply = parse_reply(data.replace(data.split(b"\r\n")[0], b"SIP/2.0 200 OK", 1))
     return int(reply.headers["max-forwards"])
+
+
+def test_a_slow_event_callback_loses_no_event_of_a_thousand_nodes(bed: Bed) -> None:
+    """They come, and 8 s later they are down, while the first callback waits for something."""
+    hold = bed.directory / "hold"
+    hold.touch()
+    wait = f"        while os.path.exists({str(hold)!r}):\n            time.sleep(0.05)\n"
+    a = bed.python(
+        A, script=SCRIPT.read_text().replace('        note("event"', f'{wait}        note("event"')
+    )
+    a.start()
+    with SipSocket("127.0.0.9", 5060) as sip:
+        for block in range(1, 3):
+            hosts = [f"127.{block}.{number // 250}.{number % 250 + 1}" for number in range(500)]
+            body = "".join(f"sip:{host}:5060;status=active\r\n" for host in hosts)
+            data = request(A, user="notification_peer", body=body.encode(), sender="127.0.0.9:5060")
+            assert sip.ask(data, A) is not None
+    time.sleep(20)  # a reply that names a thousand nodes is too long to be asked for
+    hold.unlink()
+    for name in ("dmq:peer-up", "dmq:peer-disabled"):
+        wait_for(lambda: len(a.events("event", name=name)) >= 1000, 10)  # noqa: B023

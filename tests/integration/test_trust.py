@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -545,3 +547,59 @@ def test_a_flood_of_refused_requests_is_no_flood_of_lines(bed: Bed) -> None:
             sip.send(request(A, body=b"hello", via=sip.name), A)
         wait_for(lambda: a.counters()["not_signed"] >= 300)
     assert a.log().count("kemi_dmq: 403") == 1
+
+
+def test_a_recorded_copy_of_a_kept_message_runs_nothing(bed: Bed) -> None:
+    """The callback takes longer than the pause before the copy, which is signed anew."""
+    a, b = two(bed)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as wire:
+        wire.bind(("lo", 0))
+        wire.settimeout(0.2)
+        assert b.command("send", body="sleep 0.8", to=a.uri, ordered=True, param="p") == 0
+        copies: list[bytes] = []
+        while not b.events("reply", param="p"):
+            with contextlib.suppress(TimeoutError):
+                data = wire.recv(65535)[28:]  # behind IP's and UDP's headers
+                if data.startswith(b"KDMQ sip:acme@") and data not in copies:
+                    copies.append(data)
+    assert len(copies) == 2 and len(a.events("message")) == 1
+    for copy in copies:
+        assert ask(re.sub(rb"Call-ID: ", b"Call-ID: x", copy)).code == 403
+    assert len(a.events("message")) == 1
+
+
+def test_an_answer_to_a_kept_message_from_elsewhere_is_not_believed(bed: Bed) -> None:
+    """Who has seen one message knows the Call-IDs of all that follow."""
+    a = bed.python(A)
+    a.start()
+    place = "127.0.0.8"
+    with SipSocket(place, 5060) as member, SipSocket(X) as outsider:
+        body = f"sip:{place}:5060;status=active\r\n".encode()
+        member.ask(request(A, user=CHANNEL, body=body, sender=f"{place}:5060", via=member.name), A)
+        wait_for(lambda: f"sip:{place}:5060" in a.active())
+
+        def letter(text: bytes) -> bytes:
+            data = wait_for(lambda: member.receive() or b"")
+            while not data.endswith(text):
+                data = wait_for(lambda: member.receive() or b"")
+            return data
+
+        def answer(data: bytes) -> bytes:
+            names = (b"Via", b"From", b"To", b"CSeq", b"Call-ID")
+            kept = [line for line in data.split(b"\r\n") if line.split(b":")[0] in names]
+            return b"\r\n".join([b"SIP/2.0 200 OK", *kept, b"Content-Length: 0", b"", b""])
+
+        send: dict[str, Any] = {"to": f"sip:{place}:5060", "ordered": True, "deadline": 60}
+        assert a.command("send", body="one", param=1, **send) == 0
+        one = letter(b"one")
+        member.send(answer(one), A)
+        wait_for(lambda: a.events("reply", param=1, code=200))
+        # Its answer is ready before it has seen the next one.
+        guess = re.sub(rb"(Call-ID: .*|branch=.*|tag=)1\b", rb"\g<1>2", answer(one))
+        assert a.command("send", body="two", param=2, **send) == 0
+        two_ = letter(b"two")
+        outsider.send(guess, A)
+        time.sleep(0.3)
+        assert a.events("reply", param=2) == []
+        member.send(answer(two_), A)
+        wait_for(lambda: a.events("reply", param=2, code=200))

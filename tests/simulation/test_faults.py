@@ -350,3 +350,33 @@ KDMQ = f"KDMQ sip:notification_peer@{A}:5060 SIP/2.0"
 )
 def test_a_message_in_one_line(text: str, line: str) -> None:
     assert summary(text) == line
+
+
+@pytest.mark.parametrize("years", [-20, 20])
+def test_a_node_whose_clock_was_wrong_by_years_at_its_start_is_on_the_bus(years: int) -> None:
+    """A machine without a battery starts in 1970."""
+    simulator = Simulator(1, records=False)
+    for host in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+        simulator.add_node(host, ["10.0.0.1"])
+    assert simulator.run_until(simulator.whole, 10)
+    simulator.kill("10.0.0.3")
+    simulator.run(20)
+    simulator.skew("10.0.0.3", wall=years * 366 * 86_400)
+    simulator.restart("10.0.0.3")
+    assert simulator.run_until(simulator.whole, 60)
+
+
+def test_init_runs_for_a_node_that_has_lost_its_state_before_it_was_missed() -> None:
+    """A supervisor starts a crashed node again within a second."""
+    simulator = Simulator(1, records=False)
+    for host in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+        simulator.add_node(host, ["10.0.0.1"])
+    assert simulator.run_until(simulator.whole, 10)
+    simulator.run(2)
+    other = simulator.python_node("10.0.0.2")
+    already = len(other.told)
+    simulator.kill("10.0.0.3")
+    simulator.run(1)
+    simulator.restart("10.0.0.3")
+    simulator.run(30)
+    assert ("init", "10.0.0.3") in other.told[already:]

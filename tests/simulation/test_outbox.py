@@ -117,3 +117,29 @@ def test_after_a_cut_all_arrive_in_order_and_once() -> None:
     assert outcomes == {Outcome.ANSWERED: len(run.sent)}
     for address, got in run.got.items():
         assert got == [body for body in run.sent if body.endswith(f" {address}")]
+
+
+def test_a_message_is_kept_for_a_node_that_has_been_away_for_a_minute() -> None:
+    """It has left the list by then, but it is known, probed, and will be back."""
+    got: list[str] = []
+    simulator = Simulator(1, records=False)
+
+    def script(node: SimulatedPythonNode) -> Peer:
+        def on_acme(message: Message, sender: Node | None) -> None:
+            got.append(f"{node.uri.host} {message.body}")
+
+        return node.api.register_dmq_peer(Peer("acme", "", on_acme))
+
+    for address in (A, B, C):
+        simulator.add_node(address, [A], script=script)
+    assert simulator.run_until(simulator.whole, 10)
+    sender = simulator.python_node(A)
+    away = sender.api.find_dmq_node_uri(f"sip:{C}:5060")
+    assert away is not None
+    simulator.kill(C)
+    simulator.run(60)
+    assert sender.api.send_message(sender.script, "sent", away, deadline=300) == 0
+    assert sender.api.bcast_message(sender.script, "broadcast", deadline=300) == 0
+    simulator.restart(C)
+    simulator.run(30)
+    assert sorted(got) == [f"{B} broadcast", f"{C} broadcast", f"{C} sent"]

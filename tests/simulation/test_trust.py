@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from kemi_dmq.nonces import NonceTable
+from kemi_dmq.peer import Peer
 from kemi_dmq.testing.simulated_python import SimulatedPythonNode
 from kemi_dmq.testing.simulator import Simulator
 
@@ -64,3 +66,43 @@ def test_two_nodes_that_know_a_c_node_alone_find_each_other_and_nobody_else() ->
     simulator.run(30)
     assert active(simulator, C) == {A, B, C, D}
     assert active(simulator, A) == active(simulator, B) == {A, B, C}
+
+
+def test_a_node_outside_of_the_allowed_networks_is_not_taken_up_from_others_lists() -> None:
+    """A C node believes anybody and tells of him; our messages would go to him."""
+    simulator = Simulator(1)
+    outsider = "192.0.2.66"
+    simulator.add_node(C, python=False)
+    simulator.add_node(A, [C])  # by default: private addresses
+    simulator.run(5)
+    simulator.add_node(outsider, [C], allowed_networks="0.0.0.0/0")
+    simulator.run(30)
+    assert outsider in active(simulator, C)
+    assert active(simulator, A) == {A, C}
+
+
+def test_a_kept_message_reaches_a_node_that_starts_again_though_clocks_differ_a_little() -> None:
+    """For some seconds it refuses what was signed before its start: no answer of the peer."""
+    got: list[str] = []
+    simulator = Simulator(1, records=False)
+
+    def script(node: SimulatedPythonNode) -> Peer:
+        return node.api.register_dmq_peer(Peer("acme", "", lambda m, n: got.append(m.body)))
+
+    for address in (A, B):
+        simulator.add_node(address, [A], script=script, remove_inactive=0, **KEYS)
+    simulator.skew(B, wall=5.0)
+    assert simulator.run_until(simulator.whole, 10)
+    sender = simulator.python_node(A)
+    simulator.kill(B)
+    simulator.run(30)
+    away = sender.api.find_dmq_node_uri(f"sip:{B}:5060")
+    assert away is not None
+    assert sender.api.send_message(sender.script, "kept", away, deadline=300) == 0
+    simulator.restart(B)
+    receiver = simulator.python_node(B)
+    # Kamailio's; the simulator's own forgets what it knows of its start.
+    nonces = NonceTable(int(receiver.wall() * 1000))
+    receiver.bus.shared.nonces = nonces
+    simulator.run(60)
+    assert got == ["kept"], sender.outcomes

@@ -367,3 +367,38 @@ def test_the_list_is_the_engines_alone(bed: Bed) -> None:
     bed.ask(request)
     (event,) = events(bed)
     assert event[2] == "sip:10.0.0.2:5060;status=active\r\n"
+
+
+def test_a_copy_of_an_answered_message_is_no_new_message_under_another_call_id(
+    bed: Bed, acme: Acme
+) -> None:
+    """The outbox signs each copy anew: what was a retransmission must not run later."""
+    bed.start(acme.peer, **KEYS)
+    first = signed("once", ruri="sip:acme@10.0.0.1:5060", call_id="dmq-10.0.0.2-5060-ob.1")
+    copy = signed("once", via=first.via, call_id=first.call_id)
+    assert copy.headers != first.headers
+    assert bed.ask(first).code == bed.ask(copy).code == 202
+    assert acme.got == ["once"]
+    replay = Request(
+        body=copy.body, headers=copy.headers, call_id="made-up", source=("10.0.0.66", 5060)
+    )
+    assert bed.ask(replay).code == 403
+    assert acme.got == ["once"]
+
+
+def test_a_recorded_message_does_not_take_the_place_of_the_next_one(bed: Bed, acme: Acme) -> None:
+    """Branch and Call-ID of the outbox's messages are numbered, so an outsider knows the next."""
+    bed.start(acme.peer, **KEYS)
+    recorded = signed("one", call_id="dmq-10.0.0.2-5060-ob.1")
+    assert bed.ask(recorded).code == 202
+    following = signed("two", call_id="dmq-10.0.0.2-5060-ob.2")
+    forged = Request(
+        body=recorded.body,
+        headers=recorded.headers,
+        via=following.via,
+        call_id=following.call_id,
+        source=following.source,
+    )
+    assert bed.ask(forged).code == 403
+    assert bed.ask(following).code == 202
+    assert acme.got == ["one", "two"]

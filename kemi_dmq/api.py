@@ -66,12 +66,12 @@ class DmqApi:
         ordered: each node's peer gets this Kamailio's ordered messages in the order of the calls,
         one after the other; a node that is away gets them when it is back within deadline seconds
         (32 unless given).  deadline alone: kept as long, but without an order.  With a deadline the
-        message goes to all nodes on the list, also to those that are not active now.  Either way
-        resp_cback hears of one outcome for each node that was accepted (see Reply.outcome), in the
-        callbacks process.
+        message goes to all nodes on the list, also to those that are not active now, and to those
+        that have left it and are not forgotten (reconnect_timeout).  Either way resp_cback hears of
+        one outcome for each node that was accepted (see Reply.outcome), in the callbacks process.
         """
         listed = self._ready.node_list()
-        nodes = listed.active if deadline is None else listed.others
+        nodes = listed.active if deadline is None else listed.kept
         outbox = self._ready.settings.outbox
         if except_node is not None:
             if not isinstance(except_node, Node):
@@ -103,11 +103,15 @@ class DmqApi:
     ) -> int:
         """Send a message to peer on one node, whatever its status.
 
-        As bcast_message; ValueError also when the node is not on the list.
+        As bcast_message; ValueError also when the node is not on the list (with a deadline: nor
+        one that has left it and is not forgotten).
         """
         if not isinstance(node, Node):
             raise TypeError(f"node is {node!r}; it must be a Node (see find_dmq_node_uri)")
-        known = self._ready.node_list().by_key.get((node.host, node.port))
+        listed, key = self._ready.node_list(), (node.host, node.port)
+        known = listed.by_key.get(key)
+        if known is None and deadline is not None:
+            known = listed.kept_by_key.get(key)
         if known is None:
             raise ValueError(f"node {node.uri} is not on the list of this bus")
         return self._ready.send(

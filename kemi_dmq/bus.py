@@ -44,7 +44,7 @@ from .message import (
 )
 from .node import Node, Status, next_hop, place
 from .once import PLAIN_OK, Answer, Verdict
-from .outbox import DEADLINE, MAX_DEADLINE, Answered, Post, post_event, reply_event
+from .outbox import DEADLINE, MAX_DEADLINE, NOT_YET, Answered, Post, post_event, reply_event
 from .peer import Peer, RawPeer, Registry
 from .reply import RequestHead
 from .settings import Settings
@@ -65,7 +65,7 @@ NODES_A_POST = 256
 MAX_ANSWER = 48_000
 HEADERS = 700  # what headers need at most, apart from the URIs and the content type
 _NEW = Verdict.NEW
-_CONTENT_TYPE = re.compile(r"[ -~]{0,250}")
+_CONTENT_TYPE = re.compile(r"([!-~]([ -~]{0,248}[!-~])?)?")
 _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
 _NOT_FOUND = Answer(404, "User Not Found", b"", "")
 _QUEUE_FULL = Answer(503, "Queue Full", b"", "")
@@ -95,6 +95,15 @@ class NodeList:
     @cached_property
     def others(self) -> tuple[Node, ...]:
         return tuple(node for node in self.nodes if not node.local)
+
+    @cached_property
+    def kept(self) -> tuple[Node, ...]:
+        """Those for which a message may wait: also such as have left the list."""
+        return (*self.others, *self._published.absent)
+
+    @cached_property
+    def kept_by_key(self) -> dict[tuple[str, int], Node]:
+        return {(node.host, node.port): node for node in self.kept}
 
     @cached_property
     def active(self) -> tuple[Node, ...]:
@@ -241,6 +250,10 @@ class Bus:
             signed, wrong = self.gate.check(self.host, source)
             if signed is None:
                 return self._refuse_unsigned(source, wrong)
+            if self.gate.is_early(signed):
+                self._count("early")
+                self.host.reply(*NOT_YET)
+                return -1
         try:
             return self._handle(rc, self._workers is None or at_once, source, signed)
         except UnicodeDecodeError:
@@ -291,7 +304,8 @@ class Bus:
                 return rc
         identity: object = host.identity()
         if signed is not None:
-            identity = (identity, source)  # a stored answer goes to nobody else
+            # A stored answer goes to nobody else, and none is stored for a message of another one.
+            identity = (identity, source, getattr(signed, "nonce", ""))
         verdict, entry, answer = self._claim(identity)
         if verdict is not _NEW:
             if answer is None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -57,8 +58,9 @@ class Outside(Protocol):
     def publish(self, value: Callable[[], tuple[Any, ...]]) -> None:
         """Show the list, as value() gives it (pack_nodes), to all processes."""
 
-    def callback(self, event: tuple[Any, ...]) -> None:
-        """Hand an event to the process that runs the script's callbacks."""
+    def callback(self, event: tuple[Any, ...]) -> bool:
+        """Hand an event to the process that runs the script's callbacks; False: there is no room
+        for it now."""
 
     def outcome(self, ended: Ended) -> bool:
         """Tell what became of a message; False: there is no room for it now."""
@@ -72,11 +74,15 @@ class Outside(Protocol):
 
 
 def pack_nodes(
-    nodes: list[Node], bodies: Bodies, relays: dict[str, list[str]] | None = None
+    nodes: list[Node],
+    bodies: Bodies,
+    relays: dict[str, list[str]] | None = None,
+    absent: Iterable[Node] = (),
 ) -> tuple[Any, ...]:
-    """Nodes, what is answered, and whose messages are passed on to whom, as values that can go
-    through shared memory."""
-    return (tuple(bodies), relays or {}, *(pack_node(node) for node in nodes))
+    """Nodes, what is answered, whose messages are passed on to whom, and those that have left the
+    list and are not forgotten, as values that can go through shared memory."""
+    gone = tuple(pack_node(node) for node in absent)
+    return (tuple(bodies), relays or {}, gone, *(pack_node(node) for node in nodes))
 
 
 class Published:
@@ -91,7 +97,11 @@ class Published:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        return tuple(unpack_node(item) for item in self._value[2:])
+        return tuple(unpack_node(item) for item in self._value[3:])
+
+    @cached_property
+    def absent(self) -> tuple[Node, ...]:
+        return tuple(unpack_node(item) for item in self._value[2])
 
     @cached_property
     def relays(self) -> dict[str, list[str]]:
@@ -138,21 +148,25 @@ class Engine:
         self._rng = rng
         self._user_agent = user_agent
         self._requests = ClientTransactions()
-        self.membership = Membership(settings, rng, incarnation)
+        self.membership = Membership(settings, rng, incarnation, gate.admits)
         # Its Call-IDs begin with this; so a worker knows a reply that is the engine's.
         self.call_id_prefix = call_id_prefix(settings)
         self._gate = gate
         self._strangers: dict[SipUri, float] = {}  # who was named unsigned -> when to ask again
         self._resolving: list[SipUri] = []  # those of them whose name is being looked up
-        self._boot = f"{rng.getrandbits(48):012x}"
+        self._boot = f"{rng.getrandbits(40):010x}"
         self._count = 0
-        self.outbox = outbox or Outbox(settings.outbox_memory, self._boot, self._batch_room)
-        self.outbox.room = self._batch_room
+        self.outbox = outbox or Outbox(
+            settings.outbox_memory, self._boot, self._batch_room, self._token
+        )
+        self.outbox.room, self.outbox.token = self._batch_room, self._token
         self._batch_rooms: dict[str, int] = {}
         self._letters = f"{self.call_id_prefix}{_LETTER}{self.outbox.boot}."
         self._nodes_changed = True  # since the outbox was told of them
         self._full: frozenset[tuple[str, int]] | None = None  # as it was shown last
         self._tell_again: float | None = None  # when there may be room for outcomes again
+        self._untold: deque[tuple[Any, ...]] = deque()  # events that found no room
+        self._told_at = 0.0
         # Membership looks at all its nodes for it, so it is not asked for each message.
         self._membership_due: float | None = 0.0
 
@@ -171,10 +185,14 @@ class Engine:
             self._membership_due,
             self.outbox.next_deadline(),
             self._tell_again,
+            self._told_at + TELL_AGAIN if self._untold else None,
         )
         return min((time for time in times if time is not None), default=None)
 
     def tick(self, now: float) -> None:
+        if self._untold:
+            self._told_at = now
+            self._tell()
         for notice in self._requests.tick(now, self._outside.send):
             self._carry_out(self.membership.on_no_answer(notice, now), now)
         if self._membership_due is not None and self._membership_due <= now:
@@ -192,9 +210,9 @@ class Engine:
             return
         if kind == "reply":
             _, call_id, *answer = event
-            boot, _, number = call_id.rpartition(".")
-            if f"{boot}." == self._letters and re.fullmatch("[0-9a-f]{1,16}", number):
-                self.outbox.answered(int(number, 16), Answered(*answer))
+            match = re.fullmatch(r"([0-9a-f]{1,16})\.([0-9a-f]{8})", call_id[len(self._letters) :])
+            if call_id.startswith(self._letters) and match:
+                self.outbox.answered(int(match[1], 16), match[2], Answered(*answer))
             return
         if kind == "notification":
             _, sender, body, supported, product, max_forwards = event
@@ -243,7 +261,7 @@ class Engine:
             known.answer_body(),
             known.list_body(),
         )
-        return pack_nodes(known.nodes(), bodies, known.relays())
+        return pack_nodes(known.nodes(), bodies, known.relays(), known.absent())
 
     def _ask(self, uri: SipUri, now: float) -> None:
         """Ask a node itself, which somebody has named without a signature: its own answer, which
@@ -286,14 +304,20 @@ class Engine:
                 self._outside.publish(self.published)
                 self._nodes_changed = True
             elif isinstance(action, Tell):
-                self._outside.callback(("event", action.event, pack_node(action.node)))
+                self._untold.append(("event", action.event, pack_node(action.node)))
             elif isinstance(action, FirstList):
                 node = pack_node(action.node) if action.node else None
-                self._outside.callback(("init", node))
+                self._untold.append(("init", node))
             elif isinstance(action, Resolve):
                 self._outside.resolve(action.host, action.srv)
             elif isinstance(action, Warn):
-                self._outside.callback(("warn", action.text))
+                self._untold.append(("warn", action.text))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the callbacks process what it does not know yet, as far as there is room."""
+        while self._untold and self._outside.callback(self._untold[0]):
+            self._untold.popleft()
 
     def _show_nodes(self, now: float) -> None:
         """Tell the outbox of the nodes, when it has something for one."""
@@ -323,18 +347,21 @@ class Engine:
         items = [letter.post.item() for letter in parcel.letters]
         number = f"{parcel.number:x}"
         if len(items) == 1:
-            return self._request(node, number, items[0], compact=False)
+            return self._request(node, number, parcel.token, items[0], compact=False)
         body = batch.pack(items)
         item = batch.Item(batch.PEER, 1, batch.CONTENT_TYPE, body)
-        return self._request(node, number, item, compact=True)
+        return self._request(node, number, parcel.token, item, compact=True)
 
-    def _request(self, node: Node, number: str, item: batch.Item, compact: bool) -> str:
+    def _token(self) -> str:
+        return f"{self._rng.getrandbits(32):08x}"
+
+    def _request(self, node: Node, number: str, token: str, item: batch.Item, compact: bool) -> str:
         peer_id, max_forwards, content_type, body = item
         socket = self._settings.server_socket
         return self._gate.build_request(
             via=wire.Via(node.transport, socket.host, socket.port),
-            branch=f"z9hG4bK{_LETTER}{self.outbox.boot}.{number}",
-            call_id=f"{self._letters}{number}",
+            branch=f"z9hG4bK{token}.{number}",
+            call_id=f"{self._letters}{number}.{token}",
             tag=number,
             from_uri=self._settings.server_address.with_user(peer_id),
             to_uri=SipUri(node.host, node.port, node.transport, peer_id),
@@ -343,6 +370,8 @@ class Engine:
             user_agent="" if compact else self._user_agent,
             content_type=content_type,
             compact=compact,
+            # One for all copies: each is signed anew, and none may run beside another.
+            nonce=f"{_LETTER}{self.outbox.boot}.{number}",
         )
 
     def _batch_room(self, node: Node) -> int:
@@ -353,13 +382,13 @@ class Engine:
             if limit and node.transport != "udp":
                 limit = BATCH_OVER_TCP
             nothing = batch.Item(batch.PEER, 1, batch.CONTENT_TYPE, "")
-            bare = self._request(node, "", nothing, compact=True)
+            bare = self._request(node, "", self._token(), nothing, compact=True)
             if len(self._batch_rooms) > 4096:
                 self._batch_rooms.clear()
             # The length of the body has more digits than 0.
             room = self._batch_rooms[node.uri] = limit - len(bare.encode()) - 4
-        # The parcel's number stands there three times.
-        return max(0, room - 3 * len(f"{self.outbox.count + 1:x}"))
+        # The parcel's number stands there three times, and once in the signature.
+        return max(0, room - 4 * len(f"{self.outbox.count + 1:x}"))
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1

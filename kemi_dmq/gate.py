@@ -138,6 +138,14 @@ class Gate:
         nonce = (signed.key_id, signed.nonce)
         return self._shared.nonces.add(nonce, signed.time, self._now(), self._window)
 
+    def is_early(self, signed: Signed | None) -> bool:
+        """Whether a signed request is refused because this node has started since: it is to come
+        again, signed anew."""
+        if signed is None or signed is UNSIGNED:
+            return False
+        assert self._shared.nonces is not None
+        return self._shared.nonces.is_early(signed.time, self._now())
+
     def may_be_listed(self, uri: SipUri) -> bool:
         """Whether somebody who has not signed may list a node: only one that need not sign."""
         return self._settings.keys == () or self._in_unsigned(uri.host)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from . import gossip
@@ -67,6 +67,9 @@ GOSSIP_PAUSE = 0.02
 #: Who names an incarnation so far ahead of ours (milliseconds: ten years) does not say the truth:
 #: the node itself would have to go beyond it, and could never be less again.
 TOO_FAR = 10 * 366 * 86_400_000
+#: A node that refutes something raises its incarnation by little, one that starts again by the time
+#: since its last start (milliseconds).
+RESTARTS = 900
 #: So many marks of those who suspect a node are kept and told.
 MARKS = 8
 #: Lists that differ are compared when nothing has changed for so long, and then not at once again.
@@ -208,10 +211,18 @@ class _Contact:
 
 class Membership:
     """incarnation: of this node; larger than any that it had before a restart (milliseconds of
-    wall clock do)."""
+    wall clock do).  admits: whether an address is in the allowed networks: whose requests are
+    refused is not listed either, whoever names him."""
 
-    def __init__(self, settings: Settings, rng: random.Random, incarnation: int = 1) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        rng: random.Random,
+        incarnation: int = 1,
+        admits: Callable[[str], bool] = lambda address: True,
+    ) -> None:
         self._settings = settings
+        self._admits = admits
         self._rng = rng
         self.local = settings.server_address
         self.incarnation = incarnation
@@ -258,6 +269,10 @@ class Membership:
         nodes = [_node(self.local, Status.ACTIVE, local=True, python=True)]
         nodes += [self._member_node(m) for m in self._members.values() if m.listed]
         return nodes
+
+    def absent(self) -> list[Node]:
+        """Nodes that have left the list and are not forgotten: they are probed."""
+        return [self._member_node(m) for m in self._members.values() if not m.listed]
 
     @property
     def health(self) -> int:
@@ -538,6 +553,9 @@ class Membership:
             key = line.uri.key
             itself = key == sender
             member = self._members.get(key)
+            if itself and line.incarnation:
+                # By its own clock, which may be years from ours.
+                self._last_incarnation = max(self._last_incarnation, line.incarnation + TOO_FAR)
             if line.incarnation > self._last_incarnation:
                 continue
             if key == self.local.key:
@@ -584,7 +602,7 @@ class Membership:
     ) -> bool:
         """A node that is not on the list; itself: it is the one that says so."""
         place = (address, uri.port)
-        if place in self._local_places:
+        if place in self._local_places or not self._admits(address.strip("[]")):
             return False
         for other in self._members.values():
             if (other.address, other.uri.port) == place:
@@ -638,9 +656,12 @@ class Membership:
         """What is said of a Python node, in order of its incarnations."""
         if state == "alive":
             if incarnation > member.incarnation:
+                started_again = 0 < member.incarnation < incarnation - RESTARTS
                 self._set_incarnation(member, incarnation)
                 if not self._change(member, Cause.NEWER):
                     self._rumour(member)
+                    if started_again:  # before anybody missed it
+                        self._init(member)
             elif not member.active:
                 self._look(member)
             return

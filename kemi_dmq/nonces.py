@@ -45,8 +45,7 @@ class NonceTable:
 
         nonce: hashable; its hash is keyed and the same in all processes (see once.py).
         """
-        # The second: the clock was ahead at the start and was put right since.
-        if signed <= min(self._since, now - BEFORE_START):
+        if self.is_early(signed, now):
             return False
         key = hash(nonce) & _MASK or 1
         bucket = key % self._buckets
@@ -69,3 +68,8 @@ class NonceTable:
         finally:
             release()
         return True
+
+    def is_early(self, signed: int, now: int) -> bool:
+        """Whether a message may have been seen before the start."""
+        # The second: the clock was ahead at the start and was put right since.
+        return signed <= min(self._since, now - BEFORE_START)

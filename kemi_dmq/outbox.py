@@ -48,6 +48,8 @@ WINDOW = 32
 #: Answers to a batch of who does not know what that is: not found, and those of RFC 3261 to types
 #: and extensions.
 REFUSES_BATCHES = frozenset({404, 415, 420, 421})
+#: Of a node that has just started and takes nothing signed before that: code and reason.
+NOT_YET = (503, "Not Yet")
 #: How long a datagram may live in the network (RFC 3261, T4).
 SETTLE = 5.0
 #: What a letter counts for besides its body.
@@ -102,9 +104,10 @@ class Letter:
 
 @dataclass(slots=True, eq=False)
 class Parcel:
-    """What travels in one request."""
+    """What travels in one request.  token: nobody who has seen others can guess it."""
 
     number: int
+    token: str
     letters: list[Letter]
     lane: _Lane
     settling: bool = False
@@ -144,12 +147,16 @@ class Ended(NamedTuple):
 class Outbox:
     """memory: bytes that may wait for one node until it counts as full.  boot: what no other
     outbox has; with a parcel's number it names the parcel on the wire.  room: bytes that the
-    messages of a batch for a node may have; 0 for one that takes none."""
+    messages of a batch for a node may have; 0 for one that takes none.  token: a new one each time
+    it is called."""
 
-    def __init__(self, memory: int, boot: str, room: Callable[[Node], int]) -> None:
+    def __init__(
+        self, memory: int, boot: str, room: Callable[[Node], int], token: Callable[[], str]
+    ) -> None:
         self._memory = memory
         self.boot = boot
         self.room = room
+        self.token = token
         #: What is to be done: parcels to send now, and outcomes to tell.  The engine takes them
         #: out one by one, so an error in one loses no other.
         self.to_send: deque[Parcel] = deque()
@@ -192,11 +199,14 @@ class Outbox:
             lane.new.append(letter)
             self._ready[lane] = None
 
-    def answered(self, number: int, answer: Answered) -> None:
-        """The final answer to a parcel; of later ones and unknown numbers nothing comes."""
+    def answered(self, number: int, token: str, answer: Answered) -> None:
+        """The final answer to a parcel; of later ones, and of a wrong number or token, nothing
+        comes."""
         parcel = self._on_their_way.get(number)
-        if parcel is None:
+        if parcel is None or parcel.token != token:
             return
+        if answer[:2] == NOT_YET and not parcel.settling:
+            return  # it is sent again
         if not parcel.settling:
             for letter, its in zip(parcel.letters, self._answers(parcel, answer), strict=True):
                 if letter.ended:
@@ -301,7 +311,7 @@ class Outbox:
             if not letters:
                 break
             self.count += 1
-            parcel = Parcel(self.count, letters, lane)
+            parcel = Parcel(self.count, self.token(), letters, lane)
             lane.open[parcel.number] = self._on_their_way[parcel.number] = parcel
             self._send(parcel, now)
         for letter in lane.new:

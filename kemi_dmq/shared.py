@@ -44,6 +44,7 @@ _COUNTERS = (
     "user_errors",  # init, event and response callbacks that raised
     "not_allowed",  # 403: from none of allowed_networks
     "not_signed",  # 403: with keys, no signature, or one that is wrong, late or for another node
+    "early",  # 503: signed before this node started; it is to come again, signed anew
     "replays",  # 403: signed, but seen before, or too late to be sure
     "answers_refused",  # answers to the engine from where it did not ask, or not rightly signed
     "native_errors",  # calls from C modules that failed inside kemi_dmq

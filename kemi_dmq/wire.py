@@ -312,11 +312,14 @@ def build_request(
     one."""
     size = len(body) if body.isascii() else len(body.encode())
     if compact:
+        to_text, from_text = f"{to_uri}", f"{from_uri.with_transport('udp')}"
+        if not headers:  # else they are signed as they stand
+            to_text, from_text = _without_port(to_text), _without_port(from_text)
         return (
-            f"{METHOD} {to_uri} SIP/2.0\r\n"
+            f"{METHOD} {to_text} SIP/2.0\r\n"
             f"v:SIP/2.0/{via.transport.upper()} {via.host}:{via.port};branch={branch}\r\n"
-            f"t:<{to_uri}>\r\n"
-            f"f:<{from_uri.with_transport('udp')}>;tag={tag}\r\n"
+            f"t:<{to_text}>\r\n"
+            f"f:<{from_text}>;tag={tag}\r\n"
             f"CSeq:10 {METHOD}\r\n"
             f"i:{call_id}\r\n"
             f"Max-Forwards:{max_forwards}\r\n"
@@ -343,3 +346,8 @@ def build_request(
         "\r\n"
         f"{body}"
     )
+
+
+def _without_port(uri: str) -> str:
+    """Without the one that is meant where none is written."""
+    return uri.removesuffix(":5060")

@@ -257,10 +257,11 @@ class EngineProcess:
         self._bus.shared.callbacks_inbox.wake()  # it shows the list in a table
         self._stale_goodbye = True
 
-    def callback(self, event: tuple[Any, ...]) -> None:
-        if not self._bus.shared.callbacks_inbox.put(event):
-            self._bus.shared.counters.add("inbox_full")
-            self._host.log("err", "kemi_dmq: the inbox of the callbacks process is full")
+    def callback(self, event: tuple[Any, ...]) -> bool:
+        if self._bus.shared.callbacks_inbox.put(event):
+            return True
+        self._bus.log_some("kemi_dmq: a callback holds up those that follow")
+        return False
 
     def outcome(self, ended: Ended) -> bool:
         shared = self._bus.shared

@@ -6,6 +6,7 @@ import random
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
+from ..nonces import BEFORE_START
 from ..once import REMEMBER, Answer, Verdict
 from ..transaction import T1, T2
 from ..trust import Parts
@@ -202,7 +203,7 @@ class SimulatedShared:
         self.names = _Names()
         self.words = _Words()
         self.named = _Named()
-        self.nonces = _Nonces()
+        self.nonces = _Nonces(int(node.wall() * 1000))
         rng = random.Random(f"secrets of {node.uri}")
         self.secret = rng.randbytes(32)
         self.token = lambda: rng.randbytes(12).hex()
@@ -226,8 +227,12 @@ class _FullNodes:
 class _Nonces:
     """NonceTable without a bound."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: int) -> None:
+        self._since = now - BEFORE_START
         self._seen: set[object] = set()
+
+    def is_early(self, signed: int, now: int) -> bool:
+        return signed <= min(self._since, now - BEFORE_START)
 
     def add(self, nonce: object, signed: int, now: int, window: int) -> bool:
         new = nonce not in self._seen

@@ -168,7 +168,7 @@ class SimulatedPythonNode(SimulatedNode):
     def publish(self, value: Callable[[], tuple[Any, ...]]) -> None:
         self._version += 1
 
-    def callback(self, event: tuple[Any, ...]) -> None:
+    def callback(self, event: tuple[Any, ...]) -> bool:
         kind = event[0]
         if kind in ("event", "init"):
             node = event[-1]
@@ -177,8 +177,9 @@ class SimulatedPythonNode(SimulatedNode):
             if self.simulator.records:
                 self.simulator.note(self.uri, " ".join(told).rstrip())
             if not (self._on_event if kind == "event" else self._init_callbacks):
-                return
+                return True
         self.run_later(event)
+        return True
 
     def outcome(self, ended: Ended) -> bool:
         self.outcomes.append(ended)
@@ -290,6 +291,10 @@ class _Published(Published):
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         return tuple(self._membership.nodes())
+
+    @cached_property
+    def absent(self) -> tuple[Node, ...]:
+        return tuple(self._membership.absent())
 
     @cached_property
     def relays(self) -> dict[str, list[str]]:

@@ -138,6 +138,7 @@ class Simulator(Timeline, Network):
             value = (
                 Bodies("", "", "", lines),
                 {},
+                (),
                 *others[:number],
                 packed[number],
                 *others[number + 1 :],

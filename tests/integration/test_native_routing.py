@@ -254,6 +254,7 @@ def test_reply_routes_and_uac_events_of_ones_own_stay(bed: Bed) -> None:
     """Ours takes the engine's replies only."""
     before = f"""{XLOG}
 #!define DMQ_KEEP_UAC_REPLY
+#!define DMQ_OUTBOX 0
 reply_route {{ xlog("L_NOTICE", "FIRST $rs $ci\\n"); }}
 """
     after = """

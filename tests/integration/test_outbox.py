@@ -301,7 +301,7 @@ def test_too_much_is_refused_at_the_call_and_counted_and_the_rest_is_delivered(b
     for number in range(100):
         results.append(a.command("bcast", body=f"{number}", ordered=True, deadline=60))
     taken = results.count(0)
-    assert 50 <= taken <= 70 and results == [0] * taken + [-1] * (100 - taken)
+    assert 50 <= taken < 90 and results == [0] * taken + [-1] * (100 - taken)
     assert a.counters()["outbox_refused"] == 100 - taken
     assert 1 <= a.log().count("outbox_memory") <= 2 * 2, "a line a second and process"
     b.start()

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from kemi_dmq.nonces import NonceTable
 from kemi_dmq.peer import Peer
 from kemi_dmq.testing.simulated_python import SimulatedPythonNode
 from kemi_dmq.testing.simulator import Simulator
@@ -52,7 +51,8 @@ def test_clocks_may_differ_by_less_than_the_window() -> None:
         node = simulator.add_node(address, [A], **KEYS)
         assert isinstance(node, SimulatedPythonNode)
         simulator.skew(address, wall=ahead)
-    simulator.run(30)
+    # What C signs seems to be older than the others' start for 50 s: it may be a replay.
+    simulator.run(70)
     assert active(simulator, A) == {A, B, C}  # D's messages come from the future
 
 
@@ -100,9 +100,5 @@ def test_a_kept_message_reaches_a_node_that_starts_again_though_clocks_differ_a_
     assert away is not None
     assert sender.api.send_message(sender.script, "kept", away, deadline=300) == 0
     simulator.restart(B)
-    receiver = simulator.python_node(B)
-    # Kamailio's; the simulator's own forgets what it knows of its start.
-    nonces = NonceTable(int(receiver.wall() * 1000))
-    receiver.bus.shared.nonces = nonces
     simulator.run(60)
     assert got == ["kept"], sender.outcomes

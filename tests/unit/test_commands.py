@@ -116,8 +116,8 @@ class Nowhere:
     def publish(self, value: Callable[[], tuple[Any, ...]]) -> None:
         self.published.append(value())
 
-    def callback(self, event: tuple[Any, ...]) -> None:
-        pass
+    def callback(self, event: tuple[Any, ...]) -> bool:
+        return True
 
     def outcome(self, ended: Ended) -> bool:
         return True
@@ -132,7 +132,9 @@ class Nowhere:
 def test_the_engine_carries_commands_out() -> None:
     outside = Nowhere()
     settings = check({"server_address": LOCAL})
-    gate = Gate(settings, cast(Shared, SimpleNamespace(secret=b"")))
+    gate = Gate(
+        settings, cast(Shared, SimpleNamespace(secret=b"", named=SimpleNamespace(version=0)))
+    )
     engine = Engine(settings, outside, random.Random(1), "test", gate)
     engine.start(0.0)
     uri = "sip:10.0.0.3:5060;transport=tcp"

@@ -42,11 +42,12 @@ def acme() -> Acme:
 
 
 def signed(body: str = "x", *, ring: Keyring = RING, ago: float = 0.0, **more: Any) -> Request:
+    nonce = more.pop("nonce", f"n.{next(_numbers)}")
     given = {"ruri": "sip:acme@10.0.0.1:5060", "from_uri": "sip:acme@10.0.0.2:5060", **more}
     user = given["ruri"].partition(":")[2].partition("@")[0]
     kind = "text/plain" if body else ""
     parts = Parts("KDMQ", given["ruri"], given["from_uri"], user, kind, body.encode())
-    line = ring.sign(parts, int((time.time() - ago) * 1000), f"n.{next(_numbers)}")
+    line = ring.sign(parts, int((time.time() - ago) * 1000), nonce)
     # The engine's Call-IDs end with the nonce.
     given.setdefault("call_id", f"dmq-{line.partition('nonce=')[2].partition(';')[0]}")
     return Request(body=body.encode(), headers={HEADER: line.partition(":")[2].strip()}, **given)
@@ -374,8 +375,8 @@ def test_a_copy_of_an_answered_message_is_no_new_message_under_another_call_id(
 ) -> None:
     """The outbox signs each copy anew: what was a retransmission must not run later."""
     bed.start(acme.peer, **KEYS)
-    first = signed("once", ruri="sip:acme@10.0.0.1:5060", call_id="dmq-10.0.0.2-5060-ob.1")
-    copy = signed("once", via=first.via, call_id=first.call_id)
+    first = signed("once", call_id="dmq-10.0.0.2-5060-ob.1", nonce="ob.1")
+    copy = signed("once", via=first.via, call_id=first.call_id, nonce="ob.1", ago=-0.5)
     assert copy.headers != first.headers
     assert bed.ask(first).code == bed.ask(copy).code == 202
     assert acme.got == ["once"]

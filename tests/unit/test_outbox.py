@@ -49,7 +49,7 @@ class Driven:
 
     def __init__(self, *nodes: Node, memory: int = MEMORY, room: int = 0) -> None:
         self.room = room
-        self.outbox = Outbox(memory, "boot", lambda node: self.room)
+        self.outbox = Outbox(memory, "boot", lambda node: self.room, lambda: "t")
         self.now = 100.0
         self.outbox.set_nodes(nodes, self.now)
         self.sent: list[tuple[float, Parcel]] = []
@@ -87,7 +87,7 @@ class Driven:
             self.told.append((self.now, ended.letter.post.body, ended.outcome))
 
     def answer(self, parcel: Parcel, answer: Answered = OK) -> None:
-        self.outbox.answered(parcel.number, answer)
+        self.outbox.answered(parcel.number, parcel.token, answer)
         self.work_off()
 
     def set_nodes(self, *nodes: Node) -> None:
@@ -302,7 +302,7 @@ def test_each_message_of_a_batch_has_its_own_outcome() -> None:
     text = pack_answers(
         [FINE, FINE, ItemAnswer(486, "Busy", "x", "a/b"), ItemAnswer(421, "", "", "")]
     )
-    driven.outbox.answered(driven.sent[0][1].number, Answered(202, "Mixed", text, "text/kdmq"))
+    driven.outbox.answered(driven.sent[0][1].number, "t", Answered(202, "Mixed", text, "text/kdmq"))
     ended = list(driven.outbox.ended)
     assert [e.answer for e in ended] == [
         Answered(200, "OK", "", ""),
@@ -341,7 +341,7 @@ def test_an_answer_that_says_nothing_of_the_messages_is_an_error_of_each(
     for _ in "ab":
         driven.post("x", ordered=False, flush=False)
     driven.work_off()
-    driven.outbox.answered(driven.sent[0][1].number, Answered(code, "What", body, ""))
+    driven.outbox.answered(driven.sent[0][1].number, "t", Answered(code, "What", body, ""))
     codes = [ended.answer.code for ended in driven.outbox.ended if ended.answer]
     assert codes == [code if code == 503 else 500] * 2
 
@@ -371,7 +371,7 @@ def test_an_outcome_takes_room_until_it_is_told() -> None:
     driven.outbox.flush(100.0)
     parcel = driven.outbox.to_send.popleft()
     before = driven.outbox.held(key(A))
-    driven.outbox.answered(parcel.number, Answered(200, "OK", "y" * 500, "text/x"))
+    driven.outbox.answered(parcel.number, parcel.token, Answered(200, "OK", "y" * 500, "text/x"))
     assert driven.outbox.held(key(A)) == before + 500 and driven.outbox.waiting == 1
     driven.work_off()
     assert driven.outbox.held(key(A)) == 0 and driven.outbox.waiting == 0
@@ -413,7 +413,7 @@ class Interleavings(RuleBasedStateMachine):
     def start(self, seed: int, room: int) -> None:
         self.rng = random.Random(seed)
         self.now = 1000.0
-        self.outbox = Outbox(MEMORY, "boot", lambda node: room)
+        self.outbox = Outbox(MEMORY, "boot", lambda node: room, lambda: "t")
         self.up = {key(n) for n in self.nodes}
         self.posts = 0
         self.expected: dict[tuple[str, str], tuple[bool, float]] = {}
@@ -495,7 +495,7 @@ class Interleavings(RuleBasedStateMachine):
     def an_answer_arrives(self, copy: bool) -> None:
         index = self.rng.randrange(len(self.answers))
         _, number = self.answers[index] if copy else self.answers.pop(index)
-        self.outbox.answered(number, self.answered[number])
+        self.outbox.answered(number, "t", self.answered[number])
 
     @precondition(lambda self: self.requests or self.answers)
     @rule()
@@ -566,5 +566,5 @@ TestInterleavings.settings = settings(max_examples=200, stateful_step_count=60)
 @pytest.mark.parametrize("number", [0, 1, 10**9])
 def test_an_answer_to_no_message_is_nothing(number: int) -> None:
     driven = Driven(A)
-    driven.answer(Parcel(number, [], None))  # type: ignore[arg-type]
+    driven.answer(Parcel(number, "t", [], None))  # type: ignore[arg-type]
     assert driven.told == []

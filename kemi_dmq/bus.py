@@ -865,6 +865,8 @@ class Bus:
             if wrong:
                 self._refuse_answer(code, wrong)
             else:
+                if code == 403 and not self._signs:
+                    self._refuse_answer(code, "this node has no keys")
                 self._take_answer(call_id, code)
         host.drop()
         return True

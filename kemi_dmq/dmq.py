@@ -369,6 +369,8 @@ def _first_start(given: dict[str, Any]) -> Runtime:
             f"kemi_dmq: a secret in setting keys has less than {SHORT_SECRET} characters: who has "
             "seen one message can guess it; openssl rand -base64 32 makes a better one",
         )
+    if settings.unsigned_networks and not settings.keys:
+        host.log("warn", "kemi_dmq: unsigned_networks means nothing without keys: nobody signs")
     runtime = Runtime(settings)
     if settings.bind_c_modules:
         _bind_c_modules(runtime)

@@ -304,18 +304,19 @@ class Engine:
                 self._outside.publish(self.published)
                 self._nodes_changed = True
             elif isinstance(action, Tell):
-                self._untold.append(("event", action.event, pack_node(action.node)))
+                self._tell("event", action.event, pack_node(action.node))
             elif isinstance(action, FirstList):
                 node = pack_node(action.node) if action.node else None
-                self._untold.append(("init", node))
+                self._tell("init", node)
             elif isinstance(action, Resolve):
                 self._outside.resolve(action.host, action.srv)
             elif isinstance(action, Warn):
-                self._untold.append(("warn", action.text))
-        self._tell()
+                self._tell("warn", action.text)
 
-    def _tell(self) -> None:
-        """Tell the callbacks process what it does not know yet, as far as there is room."""
+    def _tell(self, *event: Any) -> None:
+        """Tell the callbacks process; events that find no room wait, in their order."""
+        if event:
+            self._untold.append(event)
         while self._untold and self._outside.callback(self._untold[0]):
             self._untold.popleft()
 

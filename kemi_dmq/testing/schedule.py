@@ -99,6 +99,7 @@ class Scenario:
         usual = SETTLE if set(self.nodes) == {"p"} else SETTLE_WITH_C
         self.settle = self.settle or usual
         self.detection = self.detection or DETECTION
+        self._limits = [("settle", self.settle, usual), ("detection", self.detection, DETECTION)]
         self.steps = parse_schedule(self.schedule)
         self.simulator = Simulator(self.seed, records=self.records)
         self._all_nodes: list[AnyNode] = []  # also those that were replaced by a restart
@@ -108,10 +109,13 @@ class Scenario:
     @property
     def command(self) -> str:
         """The line that runs it again."""
-        words = ["python", "-m", "kemi_dmq.testing", "--seed", str(self.seed)]
+        words = ["python3", "-m", "kemi_dmq.testing", "--seed", str(self.seed)]
         words += ["--nodes", self.nodes, "--schedule", self.schedule]
         for name, value in self.settings.items():
             words += ["--set", f"{name}={value}"]
+        for name, seconds, usual in self._limits:
+            if seconds != usual:
+                words += [f"--{name}", f"{seconds:g}"]
         return shlex.join(words)
 
     @property

@@ -127,7 +127,7 @@ def test_over_a_network_that_loses_repeats_and_overtakes_still_in_order_and_once
         for number in range(60):
             assert a.command("bcast", body=f"{number}", deadline=30) == 0
         wait_for(lambda: a.counters()["outbox_answered"] == a.counters()["outbox_posted"], 60)
-        few = 5 if batch_bytes == 0 else 1
+        few = 5 if batch_bytes == 0 else 0
         assert relay.lost > few and relay.copied > few and relay.overtaken > few
     free = [body for body in bodies(b) if " " not in body]
     ordered = [body for body in bodies(b) if " " in body]

@@ -604,3 +604,11 @@ def test_an_answer_to_a_kept_message_from_elsewhere_is_not_believed(bed: Bed) ->
         assert a.events("reply", param=2) == []
         member.send(answer(two_), A)
         wait_for(lambda: a.events("reply", param=2, code=200))
+
+
+def test_a_node_without_keys_says_that_others_refuse_it(bed: Bed) -> None:
+    a, b = bed.python(A, defines=KEYS), bed.python(B, NOTIFY)
+    a.start()
+    b.start()
+    wait_for(lambda: "it refuses us" in b.log())
+    assert b.counters()["answers_refused"] > 0 and b.active() == {b.uri}

@@ -44,7 +44,8 @@ def test_the_page_shows_the_files() -> None:
 
 
 def test_the_commands_on_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = re.findall(r"^    python -m kemi_dmq.testing (.*)$", PAGE.read_text(), re.MULTILINE)
+    page = PAGE.read_text().replace("\\\n", "")
+    lines = re.findall(r"^    python3 -m kemi_dmq.testing (.*)$", page, re.MULTILINE)
     assert len(lines) == 3
     for line in lines:
         assert command.main(shlex.split(line.replace("--runs 100", "--runs 3"))) == 0

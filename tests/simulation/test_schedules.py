@@ -173,9 +173,9 @@ def test_an_event_that_is_told_twice_is_noticed(monkeypatch: pytest.MonkeyPatch)
 
     told_once = SimulatedPythonNode.callback
 
-    def twice(self: SimulatedPythonNode, event: tuple[Any, ...]) -> None:
+    def twice(self: SimulatedPythonNode, event: tuple[Any, ...]) -> bool:
         told_once(self, event)
-        told_once(self, event)
+        return told_once(self, event)
 
     monkeypatch.setattr(SimulatedPythonNode, "callback", twice)
     assert "for no change" in failure(1, "ppp", "1 heal")
@@ -231,7 +231,7 @@ def test_the_command_shows_what_fails(
     assert main(["--seed", "3", "--runs", "2"]) == 1
     out = capsys.readouterr().out
     assert "2 runs, 2 failed" in out
-    assert out.count("run it again:  python -m kemi_dmq.testing --seed ") == 2
+    assert out.count("run it again:  python3 -m kemi_dmq.testing --seed ") == 2
 
 
 def test_the_command_names_what_is_wrong_with_its_arguments() -> None:

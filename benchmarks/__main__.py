@@ -32,6 +32,7 @@ from . import (
     receive,
     send,
     storm,
+    tcp,
     traffic,
     workers,
 )
@@ -46,6 +47,7 @@ SECTIONS: dict[str, ModuleType] = {
     "bodies": bodies,
     "broadcast": broadcast,
     "traffic": traffic,
+    "tcp": tcp,
     "storm": storm,
     "keys": keys,
     "ordered": ordered,

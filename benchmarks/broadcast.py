@@ -5,7 +5,8 @@ worker).  *One at a time*: a request makes the sender broadcast once, and the ne
 all have got it; how long the call took by the clock, and from the call to the moment that the last
 node's peer runs (in C: that its script sees the message, before dmq_handle_message).  *In bursts*:
 requests each make it broadcast many times; processor time of all nodes, the sender and the
-receivers, for each message that a receiver got, as counted there.  dmq.so stops at 26 nodes, so
+receivers, for each message that a receiver got, as counted there; and of the sender's SIP workers
+alone, which also take the answers, for each broadcast.  dmq.so stops at 26 nodes, so
 that it has no row with 30.
 """
 
@@ -32,7 +33,7 @@ IN_FLIGHT = 60
 BETWEEN = 0.002
 #: Broadcasts of a round that go out alone.
 SINGLES = 20
-CALL, LAST = "call", "last"
+CALL, LAST, WORKERS = "call", "last", "workers"
 
 
 def measure(directory: Path, options: Options) -> Report:
@@ -56,17 +57,20 @@ def measure(directory: Path, options: Options) -> Report:
         )
         for candidate in candidates:
             cells = [f"to {count}: {candidate.name}"]
-            for figure in (CALL, CPU, LAST):
+            for figure in (CALL, WORKERS, CPU, LAST):
                 cells.append(f"{candidate.median(figure) / 1000:,.1f}")
                 cells.append(candidate.ratio_text(base, figure) if base else "-")
-                series = plots[figure].setdefault(candidate.name, [])
-                series.append((count, candidate.median(figure) / 1000))
+                if figure in plots:
+                    series = plots[figure].setdefault(candidate.name, [])
+                    series.append((count, candidate.median(figure) / 1000))
             rows.append(cells)
         lost += losses(buses)
         if base is None:
-            rows.append([f"to {count}: C module", "stops at 26", *["-"] * 5])
+            rows.append([f"to {count}: C module", "stops at 26", *["-"] * 7])
     client.close()
-    head = ["", "call returns, µs", "ratio to C", "CPU µs per delivered message", "ratio to C"]
+    head = ["", "call returns, µs", "ratio to C"]
+    head += ["sender's SIP workers, CPU µs per broadcast", "ratio to C"]
+    head += ["CPU µs per delivered message", "ratio to C"]
     text = markdown([*head, "last node has it, µs", "ratio to C"], rows)
     titles = {
         CALL: ("broadcast-call", "Until a broadcast returns", "µs"),
@@ -84,7 +88,7 @@ def measure(directory: Path, options: Options) -> Report:
 
 def slices(client: Sender, bus: Bus, count: int, size: int) -> Callable[[], Figures]:
     """A slice: as many broadcasts as deliver size messages, then single ones."""
-    meter = bus.meter()
+    meter, workers = bus.meter(), bus.sender.workers_meter()
     calls = max(1, min(50, IN_FLIGHT // count))
     times = max(1, size // (calls * count))
     address = bus.sender.address
@@ -94,11 +98,12 @@ def slices(client: Sender, bus: Bus, count: int, size: int) -> Callable[[], Figu
         messages = calls * times * count
         triggers = [bus.trigger(client, "bcast", calls) for _ in range(times)]
         delivered = bus.delivered()
-        spent = -meter.read()
+        spent, spent_there = -meter.read(), -workers.read()
         for trigger in triggers:
             client.run([trigger], address, b"200")
             time.sleep(BETWEEN)
         spent += bus.read_when_delivered(meter, delivered, messages)
+        spent_there += workers.read()
         bus.forget_stamps()
         took = []
         for number in range(singles):
@@ -111,6 +116,7 @@ def slices(client: Sender, bus: Bus, count: int, size: int) -> Callable[[], Figu
                 last[sent] = max(last.get(sent, 0), came)
         return {
             CPU: spent / messages,
+            WORKERS: spent_there / (calls * times),
             CALL: statistics.median(took) * 1000,
             LAST: statistics.median(came - sent for sent, came in last.items()) * 1e9,
         }

@@ -37,16 +37,29 @@ class Bus:
         for number in range(receivers + 1):
             address = f"127.0.{network}.{number + 1}"
             place = directory / address
-            notification = self.nodes[0].uri if number else ""
+            notification = self.nodes[0].bus_uri if number else ""
             more = REGISTRAR if registrar and not number else ""
             tiny = small and number > 0
             node: Subject
             if mode.kind == PYTHON:
                 node = PythonSubject(
-                    address, place, notification, defines=mode.defines, more=more, small=tiny
+                    address,
+                    place,
+                    notification,
+                    defines=mode.defines,
+                    more=more,
+                    small=tiny,
+                    transport=mode.transport,
                 )
             elif mode.kind == C:
-                node = CSubject(address, place, notification, more=more, small=tiny)
+                node = CSubject(
+                    address,
+                    place,
+                    notification,
+                    more=more,
+                    small=tiny,
+                    transport=mode.transport,
+                )
             else:
                 assert self.broker is not None
                 node = BrokerSubject(address, place, self.broker, bool(number), more, tiny)

@@ -1,7 +1,8 @@
 """The ways of sending that are compared: to measure one more, add it here.
 
 A Mode becomes a row (or a line of a plot) in each section whose list has it.  ``defines`` are
-settings of all nodes of its bus; ``how`` chooses the arguments of the call in node.py.
+settings of all nodes of its bus, which speak ``transport``; ``how`` chooses the arguments of the
+call in node.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class Mode:
     name: str
     kind: str = PYTHON
     how: str = "plain"
+    transport: str = "udp"
     defines: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
@@ -45,5 +47,10 @@ SEND = (CALLBACK, PLAIN, SL_SEND, THE_C_MODULE)
 BROADCAST = (PLAIN, SL_SEND, THE_C_MODULE)
 #: Under load: throughput and latency, the registration storm.
 LOAD = BROADCAST
+#: The same over TCP.
+LOAD_TCP = (
+    Mode("kemi_dmq, TCP", transport="tcp"),
+    Mode("C module, TCP", C, transport="tcp"),
+)
 #: What a user might pick instead of a bus of nodes.
 BROKERS = (WITH_REDIS, WITH_NATS)

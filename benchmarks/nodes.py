@@ -33,18 +33,31 @@ loadmodule "registrar.so"
 """
 
 
+def bus_uri(address: str, transport: str) -> str:
+    """A node's address on its bus."""
+    return f"sip:{address}:5060" + (f";transport={transport}" if transport != "udp" else "")
+
+
 class Subject(Kamailio):
     """A Kamailio under measurement.  small: one of many, with one SIP worker and little memory."""
 
     def __init__(
-        self, address: str, directory: Path, cfg: str, env: dict[str, str], small: bool
+        self,
+        address: str,
+        directory: Path,
+        cfg: str,
+        env: dict[str, str],
+        small: bool,
+        transport: str = "udp",
     ) -> None:
-        children, tcp = (1, "disable_tcp=yes") if small else (CHILDREN, "")
+        tcp = f"listen=tcp:{address}:5060" if transport == "tcp" else ""
+        if small and not tcp:
+            tcp = "disable_tcp=yes"
         head = f"""
 listen=udp:{address}:5060
-auto_aliases=no
-children={children}
 {tcp}
+auto_aliases=no
+children={1 if small else CHILDREN}
 dns_cache_init=off
 dst_blocklist_init=off
 log_stderror=yes
@@ -54,7 +67,8 @@ loadmodule "ctl.so"
 modparam("ctl", "binrpc", "unix:{directory}/ctl")
 """
         super().__init__(address, directory, head + cfg, env)
-        self.shm_mb, self.pkg_mb = (16, 4) if small else (SHARED_MB, 8)
+        self.shm_mb, self.pkg_mb = (16, 4 if transport == "udp" else 8) if small else (SHARED_MB, 8)
+        self.bus_uri = bus_uri(address, transport)
         self._seen = 0  # bytes of its log
 
     def start(self, wait: bool = True) -> None:
@@ -82,7 +96,7 @@ modparam("ctl", "binrpc", "unix:{directory}/ctl")
         return Meter(pid for pid, what in self.children().items() if "udp receiver" in what)
 
     def active(self) -> set[str]:
-        """The nodes that it lists as active."""
+        """The nodes that it lists as active, each as its uri."""
         raise NotImplementedError
 
     def delivered(self) -> int:
@@ -115,8 +129,9 @@ class PythonSubject(Subject):
         more: str = "",
         small: bool = False,
         env: Mapping[str, str] | None = None,
+        transport: str = "udp",
     ) -> None:
-        settings: dict[str, object] = {"SERVER_ADDRESS": f"sip:{address}:5060"}
+        settings: dict[str, object] = {"SERVER_ADDRESS": bus_uri(address, transport)}
         if notification:
             settings["NOTIFICATION_ADDRESS"] = notification
         if small:
@@ -126,7 +141,7 @@ class PythonSubject(Subject):
             f"#!define DMQ_{name} " + (f'"{value}"' if isinstance(value, str) else f"{value}")
             for name, value in settings.items()
         ]
-        if small:
+        if small and transport == "udp":
             lines.append("#!define DMQ_KEEP_BUFFERS")
         cfg = (
             "\n".join(lines)
@@ -136,7 +151,7 @@ class PythonSubject(Subject):
             + 'cfgengine "python"\n'
         )
         paths = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        super().__init__(address, directory, cfg, {**paths, **(env or {})}, small)
+        super().__init__(address, directory, cfg, {**paths, **(env or {})}, small, transport)
 
     def ask(self, method: str) -> str:
         """The reason of its reply; empty if there is none."""
@@ -146,7 +161,7 @@ class PythonSubject(Subject):
         return reply.reason if reply else ""
 
     def active(self) -> set[str]:
-        return set(self.ask("OPTIONS").split())
+        return {uri.partition(";")[0] for uri in self.ask("OPTIONS").split()}
 
     def delivered(self) -> int:
         return int(self.ask("MESSAGE") or -1)
@@ -169,8 +184,12 @@ class CSubject(Subject):
         ping_interval: int = 0,
         more: str = "",
         small: bool = False,
+        transport: str = "udp",
     ) -> None:
-        parameters = {"server_address": f"sip:{address}:5060", "notification_address": notification}
+        parameters = {
+            "server_address": bus_uri(address, transport),
+            "notification_address": notification,
+        }
         lines = [f'modparam("dmq", "{k}", "{v}")' for k, v in parameters.items() if v]
         if ping_interval:
             lines.append(f'modparam("dmq", "ping_interval", {ping_interval})')
@@ -225,7 +244,7 @@ request_route {{
     }}
 }}
 """
-        super().__init__(address, directory, cfg, {}, small)
+        super().__init__(address, directory, cfg, {}, small, transport)
 
     def active(self) -> set[str]:
         found = set()

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .brokers import installed
 from .buses import Bus, all_running, losses
 from .load import Sender
-from .modes import BROKERS, LOAD, THE_C_MODULE
+from .modes import BROKERS, LOAD, C, Mode
 from .report import Options, Plot, Report
 from .rounds import CPU, Candidate, Column, Figures, alternate, table
 
@@ -36,9 +36,17 @@ LOADS = ("half of C's load", "half of its own load")
 
 
 def measure(directory: Path, options: Options) -> Report:
-    client = Sender("127.0.0.49")
     modes = [*LOAD, *(mode for mode in BROKERS if installed(mode.kind))]
     missing = [mode.name for mode in BROKERS if not installed(mode.kind)]
+    report = compare(directory, options, modes, "load")
+    report.text += "".join(f"\n{name} is not installed.\n" for name in missing)
+    return report
+
+
+def compare(directory: Path, options: Options, modes: Sequence[Mode], name: str) -> Report:
+    """Of these modes; name: what the names of plots begin with."""
+    client = Sender("127.0.0.49")
+    base_at = [mode.kind for mode in modes].index(C)
     buses = []
     for number, mode in enumerate(modes):
         place = directory / f"{number}"
@@ -50,7 +58,7 @@ def measure(directory: Path, options: Options) -> Report:
                 Candidate(bus.mode.name, as_many_as_go(client, bus, options.slice)) for bus in buses
             ]
             alternate(flat_out, options.rounds, TITLE)
-            c = flat_out[modes.index(THE_C_MODULE)]
+            c = flat_out[base_at]
             rates = [
                 (c.median(SPEED) / RECEIVERS / 2, own.median(SPEED) / RECEIVERS / 2)
                 for own in flat_out
@@ -88,7 +96,7 @@ def measure(directory: Path, options: Options) -> Report:
         ],
     )
     for number, candidates in enumerate(latencies):
-        base = candidates[modes.index(THE_C_MODULE)]
+        base = candidates[base_at]
         for candidate, rate in zip(candidates, rates, strict=True):
             for figures in candidate.rounds:
                 figures[RATE] = rate[number] * RECEIVERS
@@ -103,19 +111,19 @@ def measure(directory: Path, options: Options) -> Report:
                 Column("CPU, ratio to C", base=base),
             ],
         )
-    text += losses(buses) + "".join(f"\n{name} is not installed.\n" for name in missing)
+    text += losses(buses)
     return Report(
         text,
         [
             Plot(
-                "load",
+                f"{name}",
                 "Messages delivered per second of processor time, all nodes",
                 "",
                 "messages",
                 {c.name: [("", c.median(PER_CPU))] for c in flat_out},
             ),
             Plot(
-                "latency",
+                f"{name}-latency",
                 "Latency at half of the C module's load",
                 "part of the messages, %",
                 "ms at most",

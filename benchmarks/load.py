@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-#: Seconds until a request counts as left without a reply.
+#: Seconds until a request is sent again (RFC 3261, T1), and until it counts as unanswered.
+AGAIN = 0.5
 PATIENCE = 5
 BODY = "x" * 200
 _numbers = itertools.count(1)
@@ -62,6 +63,7 @@ class Sender:
         self.socket.bind((address, 0))
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         self.address = address
+        self.sent_again = 0  # requests that were not answered in time
         self.via = "{}:{}".format(*self.socket.getsockname())
 
     def build(
@@ -78,62 +80,89 @@ class Sender:
         to: str,
         code: bytes,
         window: int = 20,
-        patience: float = PATIENCE,
+        again: float = AGAIN,
     ) -> list[bytes]:
         """Send all messages, at most window of them unanswered at any time, and give the reasons
         of the replies; LoadError unless each is answered by that code."""
-        sock, target = self.socket, (to, 5060)
-        sock.settimeout(patience)
-        good = b"SIP/2.0 " + code + b" "
-        reasons = []
+        exchange = _Exchange(self, to, code, again)
         waiting = iter(messages)
         for message in itertools.islice(waiting, window):
-            sock.sendto(message, target)
-        for _ in messages:
-            try:
-                reply = sock.recv(65535)
-            except TimeoutError:
-                raise LoadError(f"{to} left a request without a reply for {patience} s") from None
-            if not reply.startswith(good):
-                raise LoadError(f"{to} answered {reply.splitlines()[0]!r}, not {code!r}")
-            reasons.append(reply[len(good) : reply.index(b"\r")])
-            message = next(waiting, b"")
-            if message:
-                sock.sendto(message, target)
-        return reasons
+            exchange.send(message)
+        while exchange.open:
+            if exchange.receive(again):
+                message = next(waiting, b"")
+                if message:
+                    exchange.send(message)
+        return exchange.reasons
 
     def pace(self, messages: Sequence[bytes], to: str, code: bytes, rate: float) -> list[float]:
-        """Send so many messages a second, whether they are answered or not; the seconds until
-        each one was answered.  LoadError unless all are, by that code."""
-        sock, target = self.socket, (to, 5060)
-        good = b"SIP/2.0 " + code + b" "
-        sent: dict[bytes, float] = {}
-        taken: list[float] = []
+        """Send so many messages a second, whether they are answered or not; the seconds from when
+        each was due until it was answered.  LoadError unless all are, by that code."""
+        exchange = _Exchange(self, to, code, AGAIN)
         number = 0
         begin = now = time.monotonic()
-        while len(taken) < len(messages):
+        while number < len(messages) or exchange.open:
             while number < len(messages) and now >= begin + number / rate:
-                # From when it was due: what made us late made it wait.
-                sent[_branch(messages[number])] = begin + number / rate
-                sock.sendto(messages[number], target)
+                exchange.send(messages[number], begin + number / rate)
                 number += 1
                 now = time.monotonic()
-            more = number < len(messages)
-            due = begin + number / rate if more else now + PATIENCE
-            ready, _, _ = select.select([sock], [], [], max(0.0, due - now))
+            due = begin + number / rate if number < len(messages) else now + AGAIN
+            exchange.receive(max(0.0, due - now))
             now = time.monotonic()
-            if not ready:
-                if not more:
-                    raise LoadError(f"{to} left {len(sent)} requests without a reply")
-                continue
-            reply = sock.recv(65535)
-            if not reply.startswith(good):
-                raise LoadError(f"{to} answered {reply.splitlines()[0]!r}, not {code!r}")
-            taken.append(now - sent.pop(_branch(reply)))
-        return taken
+        return exchange.taken
 
     def close(self) -> None:
         self.socket.close()
+
+
+class _Exchange:
+    """Requests to one node that are not answered yet; each is sent again as a phone does it, since
+    a full socket drops datagrams."""
+
+    def __init__(self, sender: Sender, to: str, code: bytes, again: float) -> None:
+        self._sender = sender
+        self._target = (to, 5060)
+        self._good = b"SIP/2.0 " + code + b" "
+        self._again = again
+        self._look_at = time.monotonic() + again
+        #: branch -> the message, since when it is waited for, when it is sent again
+        self.open: dict[bytes, tuple[bytes, float, float]] = {}
+        self.reasons: list[bytes] = []
+        self.taken: list[float] = []
+
+    def send(self, message: bytes, due: float | None = None) -> None:
+        now = time.monotonic()
+        since = now if due is None else due
+        self.open[_branch(message)] = (message, since, now + self._again)
+        self._sender.socket.sendto(message, self._target)
+
+    def receive(self, seconds: float) -> bool:
+        """Whether one was answered within that time."""
+        ready, _, _ = select.select([self._sender.socket], [], [], seconds)
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._send_again(now)
+        if not ready:
+            return False
+        reply = self._sender.socket.recv(65535)
+        if not reply.startswith(self._good):
+            raise LoadError(f"{self._target[0]} answered {reply.splitlines()[0]!r}")
+        found = self.open.pop(_branch(reply), None)
+        if found is None:  # to one that was sent twice
+            return False
+        self.reasons.append(reply[len(self._good) : reply.index(b"\r")])
+        self.taken.append(now - found[1])
+        return True
+
+    def _send_again(self, now: float) -> None:
+        self._look_at = now + self._again / 10
+        for branch, (message, since, again) in list(self.open.items()):
+            if now > since + PATIENCE * max(1, self._again):
+                raise LoadError(f"{self._target[0]} left {len(self.open)} requests without a reply")
+            if now >= again:
+                self._sender.sent_again += 1
+                self.open[branch] = (message, since, now + self._again)
+                self._sender.socket.sendto(message, self._target)
 
 
 def _branch(message: bytes) -> bytes:

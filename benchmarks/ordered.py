@@ -60,7 +60,7 @@ def slices(client: Sender, bus: Bus, mode: Mode, size: int) -> Callable[[], Figu
         )
         bus.forget_stamps()
         message = client.build("INFO", "send", bus.sender.address, "x", what)
-        client.run([message], bus.sender.address, b"200", patience=120)
+        client.run([message], bus.sender.address, b"200", again=120)
         return bus.stamps(size)[0]
 
     def run() -> Figures:

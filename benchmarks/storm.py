@@ -54,7 +54,8 @@ def measure(directory: Path, options: Options) -> Report:
     ]
     text = table(candidates, columns)
     sent = rounds * options.slice
-    text += f"\n{sent:,} REGISTERs for each row, {rate:,.0f} a second.\n{losses(buses)}"
+    text += f"\n{sent:,} REGISTERs for each row, {rate:,.0f} a second; in all "
+    text += f"{client.sent_again} had to be sent again.\n{losses(buses)}"
     return Report(text)
 
 

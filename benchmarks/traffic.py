@@ -112,6 +112,8 @@ def compare(directory: Path, options: Options, modes: Sequence[Mode], name: str)
             ],
         )
     text += losses(buses)
+    if client.sent_again:
+        text += f"\nRequests that had to be sent again: {client.sent_again}.\n"
     return Report(
         text,
         [

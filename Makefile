@@ -1,6 +1,7 @@
 # make test    all checks: lint, types, unit, simulation and integration tests
 # make demo    three Kamailios on this machine; Ctrl-C ends it (DEMO_SECONDS=20: ends by itself)
-# make bench   measurements; WRITE=docs/performance.md writes them there as well
+# make bench   measurements; WRITE=docs/performance.md writes them there as well, with their plots;
+#              SECTIONS="send receive": these alone; QUICK=1: only shows that they work
 # make golden  the transcripts in tests/simulation/golden and the state diagram in docs/membership.md
 #              anew, after a change of the protocol
 # make up      three Python nodes (NODES=6: so many) and a C node in containers; make down ends them
@@ -53,8 +54,9 @@ lint: setup
 demo: setup
 	@$(PYTHON) -m demo
 
-bench: setup
-	@$(PYTHON) -m benchmarks $(if $(WRITE),--write $(WRITE))
+bench:
+	@tools/setup.sh --brokers
+	@$(PYTHON) -m benchmarks $(SECTIONS) $(if $(WRITE),--write $(WRITE)) $(if $(QUICK),--quick)
 
 golden: setup
 	@KEMI_DMQ_GOLDEN=write $(PYTHON) -m pytest tests/simulation/test_golden.py -q

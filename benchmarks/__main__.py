@@ -6,76 +6,144 @@ Nothing here passes or fails: it prints tables in Markdown, each with its ratios
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import platform
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
 from pathlib import Path
+from types import ModuleType
 
-from . import join, keys, membership, memory, nodes, ordered, receive, send, workers
+from . import (
+    bodies,
+    broadcast,
+    idle,
+    join,
+    keys,
+    membership,
+    memory,
+    nodes,
+    ordered,
+    page,
+    receive,
+    send,
+    storm,
+    tcp,
+    traffic,
+    workers,
+)
 from .cpu import machine
+from .report import Options
 
-Measure = Callable[[Path, int, int], str]
-MEASUREMENTS: dict[str, tuple[str, Measure, str]] = {
-    "receive": (receive.TITLE, receive.measure, receive.__doc__ or ""),
-    "workers": (workers.TITLE, workers.measure, workers.__doc__ or ""),
-    "send": (send.TITLE, send.measure, send.__doc__ or ""),
-    "keys": (keys.TITLE, keys.measure, keys.__doc__ or ""),
-    "ordered": (ordered.TITLE, ordered.measure, ordered.__doc__ or ""),
-    "join": (join.TITLE, join.measure, join.__doc__ or ""),
-    "membership": (membership.TITLE, membership.measure, membership.__doc__ or ""),
-    "memory": (memory.TITLE, memory.measure, memory.__doc__ or ""),
+#: In the order of the page.  Each has a TITLE, a docstring, and measure(directory, options).
+SECTIONS: dict[str, ModuleType] = {
+    "receive": receive,
+    "workers": workers,
+    "send": send,
+    "bodies": bodies,
+    "broadcast": broadcast,
+    "traffic": traffic,
+    "tcp": tcp,
+    "storm": storm,
+    "keys": keys,
+    "ordered": ordered,
+    "join": join,
+    "membership": membership,
+    "idle": idle,
+    "memory": memory,
 }
 
 
-def head(options: argparse.Namespace) -> str:
-    """What was measured where, and how to read it."""
-    version = subprocess.run(["kamailio", "-v"], capture_output=True, text=True).stdout
-    kamailio = version.splitlines()[0].removeprefix("version: ").strip()
+def head() -> str:
+    """How to read the page."""
     return f"""# Performance
 
-`make bench WRITE=docs/performance.md` wrote this on {datetime.date.today()}:
-{options.rounds} rounds of {options.slice} messages for each row. Measured on
-{", ".join(machine())}; {kamailio},
-{nodes.CHILDREN} SIP workers, memory manager {options.manager or "as Kamailio chooses it"};
-Python {platform.python_version()} runs the benchmark, Kamailio its own.
+`make bench WRITE=docs/performance.md` writes this page: kemi_dmq beside Kamailio's own dmq.so on
+real Kamailios, all on one machine, over loopback. The last line of each section says when and
+where it was measured. {nodes.CHILDREN} SIP workers unless a section says otherwise, settings as by
+default.
 
-Processor time is that of all processes and threads of one Kamailio, system time included.
-Kamailios take turns in short slices, because a machine's speed drifts: compare the ratios, which
-are medians of the ratios round by round (in brackets the quartiles), not the microseconds.
+Processor time is that of all processes and threads of the Kamailios concerned, system time
+included. They take turns in short slices, because a machine's speed drifts: compare the ratios,
+which are medians of the ratios round by round (in brackets the quartiles), not the microseconds.
 """
+
+
+def conditions(options: Options, manager: str | None) -> str:
+    version = subprocess.run(["kamailio", "-v"], capture_output=True, text=True).stdout
+    kamailio = version.splitlines()[0].removeprefix("version: ").strip()
+    return (
+        f"*{datetime.date.today()}: {options.rounds} rounds of {options.slice} messages for each "
+        f"row; {', '.join(machine())}; {kamailio}, memory manager "
+        f"{manager or 'as Kamailio chooses it'}; Python {platform.python_version()}.*"
+    )
+
+
+def own_loopback() -> None:
+    """A network namespace of our own, where we may make one: whatever else runs on this machine,
+    our addresses are free."""
+    clone_newnet = 0x40000000
+    if ctypes.CDLL(None, use_errno=True).unshare(clone_newnet) == 0:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog=".venv/bin/python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="may be repeated")
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--slice", type=int, default=1000, help="messages per slice")
+    names = ", ".join(SECTIONS)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"all if none; {names}")
+    parser.add_argument("--quick", action="store_true", help="show that each section works")
+    parser.add_argument("--rounds", type=int, help=f"by default {Options.rounds}")
+    parser.add_argument("--slice", type=int, help=f"messages; by default {Options.slice}")
+    parser.add_argument(
+        "--messages", type=int, help=f"of the section memory; by default {Options.messages:,}"
+    )
     parser.add_argument(
         "--manager", choices=("qm", "fm", "tlsf"), help="Kamailio's memory manager (its -x)"
     )
-    parser.add_argument("--write", type=Path, help="write the result to this Markdown file")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--write", type=Path, help="write the result into this Markdown file, plots beside it"
+    )
+    arguments = parser.parse_args()
+    wrong = [name for name in arguments.sections if name not in SECTIONS]
+    if wrong:
+        parser.error(f"there is no section {wrong[0]}; there are {names}")
+    quick = Options(rounds=1, slice=100, messages=5000, quick=True)
+    given = quick if arguments.quick else Options()
+    options = Options(
+        rounds=arguments.rounds or given.rounds,
+        slice=arguments.slice or given.slice,
+        messages=arguments.messages or given.messages,
+        quick=arguments.quick,
+    )
     if options.rounds < 1 or options.slice < send.BATCH:
         parser.error(f"--rounds must be at least 1 and --slice at least {send.BATCH}")
     if shutil.which("kamailio") is None:
         parser.error("kamailio is not installed")
-    if options.manager:
-        nodes.EXTRA[:] = ["-x", options.manager]
-    parts = [head(options)]
-    for name in options.only or MEASUREMENTS:
-        title, measure, about = MEASUREMENTS[name]
-        print(f"{title} …", file=sys.stderr, flush=True)
+    if arguments.manager:
+        nodes.EXTRA[:] = ["-x", arguments.manager]
+    own_loopback()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    found = []
+    print(head())
+    for name in arguments.sections or SECTIONS:
+        module = SECTIONS[name]
+        print(f"{module.TITLE} …", end=" ", file=sys.stderr, flush=True)
+        begin = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="kemi_dmq_bench_") as directory:
-            table = measure(Path(directory), options.rounds, options.slice)
-        parts.append(f"## {title}\n\n{about.strip()}\n\n{table}")
-    text = "\n".join(parts)
-    print(text)
-    if options.write:
-        options.write.write_text(text)
+            report = module.measure(Path(directory), options)
+        print(f"{time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+        section = page.Section(
+            module.TITLE, module.__doc__ or "", conditions(options, arguments.manager), report
+        )
+        print(section.text("performance"), flush=True)
+        found.append(section)
+        if arguments.write:  # what there is so far
+            page.write(arguments.write, head(), found, [m.TITLE for m in SECTIONS.values()])
     return 0
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -21,17 +22,35 @@ def tree(pid: int) -> list[int]:
 class Meter:
     """Nanoseconds that a fixed set of processes spent on a processor, all threads."""
 
-    def __init__(self, pid: int) -> None:
-        self._files = [f for process in tree(pid) for f in PROC.glob(f"{process}/task/*/schedstat")]
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._files = [f for pid in pids for f in PROC.glob(f"{pid}/task/*/schedstat")]
 
     def read(self) -> int:
         return sum(int(file.read_text().split()[0]) for file in self._files)
 
 
-def private_kib(pid: int) -> int:
-    """Memory that no other process shares with this one."""
-    text = (PROC / str(pid) / "smaps_rollup").read_text()
-    return sum(int(kib) for kib in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", text, re.M))
+@dataclass
+class Memory:
+    """KiB of one process: what is its own, and its part of what it shares (1/n with n users)."""
+
+    private: int = 0
+    shared: int = 0
+
+
+def memory(pid: int) -> Memory:
+    """Mappings count, and not pages: one of shared memory that only one process has touched yet is
+    shared all the same."""
+    found = Memory()
+    shared = False
+    for line in (PROC / str(pid) / "smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            shared = rest[0].endswith("s")
+        elif shared and name == "Pss:":
+            found.shared += int(rest[0])
+        elif not shared and name in ("Private_Clean:", "Private_Dirty:"):
+            found.private += int(rest[0])
+    return found
 
 
 def machine() -> Iterator[str]:

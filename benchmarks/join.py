@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from .nodes import CSubject, PythonSubject, Subject, running, wait_active
-from .rounds import markdown
+from .report import Options, Report, markdown
 
 TITLE = "Joining"
 ADDRESSES = ("127.0.0.45", "127.0.0.46", "127.0.0.47")
@@ -21,16 +21,16 @@ BUSES = {
 }
 
 
-def measure(directory: Path, rounds: int, size: int) -> str:
+def measure(directory: Path, options: Options) -> Report:
     rows = []
     for name, kinds in BUSES.items():
         figures = [
             once(directory / f"{number}" / "-".join(kinds), kinds)
-            for number in range(min(rounds, RUNS))
+            for number in range(min(options.rounds, RUNS))
         ]
         columns = list(zip(*figures, strict=True))
         rows.append([name, *(f"{statistics.median(column):.2f}" for column in columns)])
-    return markdown(["", "s from its first answer", "s from its start"], rows)
+    return Report(markdown(["", "s from its first answer", "s from its start"], rows))
 
 
 def once(directory: Path, kinds: tuple[str, ...]) -> tuple[float, float]:

@@ -14,9 +14,11 @@ from pathlib import Path
 from kemi_dmq.trust import Key, Keyring, Parts
 
 from . import send
-from .load import BODY, Responder, Sender, build, settle
+from .load import BODY, Responder, Sender, settle
+from .modes import PLAIN
 from .nodes import PythonSubject, Subject, running, wait_active
-from .rounds import Candidate, alternate, table
+from .report import Options, Report
+from .rounds import CPU, Candidate, Figures, alternate, cpu_table
 
 TITLE = "Keys"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -25,7 +27,8 @@ LARGE = "x" * 20_000
 _numbers = itertools.count(1)
 
 
-def measure(directory: Path, rounds: int, size: int) -> str:
+def measure(directory: Path, options: Options) -> Report:
+    rounds, size = options.rounds, options.slice
     responder, sender = Responder("127.0.0.49"), Sender("127.0.0.49")
     uri = responder.uri
     plain = PythonSubject("127.0.0.40", directory / "plain", uri)
@@ -33,7 +36,7 @@ def measure(directory: Path, rounds: int, size: int) -> str:
         "127.0.0.41",
         directory / "keyed",
         uri,
-        before=f'#!define DMQ_KEYS "k1:{SECRET}"\n#!define DMQ_UNSIGNED_NETWORKS "127.0.0.49"\n',
+        defines={"KEYS": f"k1:{SECRET}", "UNSIGNED_NETWORKS": "127.0.0.49"},
     )
     try:
         with running(plain, keyed):
@@ -50,16 +53,14 @@ def measure(directory: Path, rounds: int, size: int) -> str:
             pair = [
                 Candidate(
                     f"sent, 200 bytes, {how}",
-                    send.slices(sender, responder, node, "plain", size),
+                    send.slices(sender, responder, node, PLAIN, size),
                 )
                 for how, node in (("no key", plain), ("a key", keyed))
             ]
             alternate(pair, rounds, f"{TITLE}: sent")
             text.append(pair)
-            return "\n".join(
-                table(pair, pair[:1], "CPU µs per message").replace(f"to {pair[0].name}", "")
-                for pair in text
-            )
+            tables = [cpu_table(pair, pair[0]).replace(f" to {pair[0].name}", "") for pair in text]
+            return Report("\n".join(tables))
     finally:
         sender.close()
         responder.close()
@@ -67,13 +68,11 @@ def measure(directory: Path, rounds: int, size: int) -> str:
 
 def _receiving(
     sender: Sender, node: Subject, body: str, how: str, size: int
-) -> Callable[[], float]:
+) -> Callable[[], Figures]:
     meter = node.meter()
 
     def message() -> bytes:
-        data = build(
-            "KDMQ", "silent", node.address, sender=sender.address, via=sender.via, body=body
-        )
+        data = sender.build("KDMQ", "silent", node.address, body)
         if how == "no key":
             return data
         parts = Parts(
@@ -87,11 +86,11 @@ def _receiving(
         line = RING.sign(parts, int(time.time() * 1000), f"bench.{next(_numbers)}")
         return data.replace(b"Max-Forwards", line.encode() + b"Max-Forwards", 1)
 
-    def run() -> float:
+    def run() -> Figures:
         messages = [message() for _ in range(size)]
         before = meter.read()
         sender.run(messages, node.address, b"200", window=20 if body is BODY else 4)
         settle()
-        return (meter.read() - before) / size
+        return {CPU: (meter.read() - before) / size}
 
     return run

@@ -9,91 +9,67 @@ callback.  Processor time is that of both Kamailios.  Medians of several runs.
 from __future__ import annotations
 
 import statistics
-import struct
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.sip import SipSocket, request
-
-from .nodes import PythonSubject, running, wait_active
-from .rounds import markdown
+from .buses import Bus
+from .load import Sender
+from .modes import Mode
+from .report import Options, Report
+from .rounds import CPU, Candidate, Column, Figures, alternate, table
 
 TITLE = "Ordered messages"
 RUNS = 5
-HOWS = {
-    "ordered": "ordered=True",
-    "ordered_told": "ordered=True, response callback",
-    "deadline": "deadline=60",
-    "plain": "plain, for comparison",
-    "plain_told": "plain, response callback",
-}
+MODES = (
+    Mode("ordered=True", how="ordered"),
+    Mode("ordered=True, response callback", how="ordered_told"),
+    Mode("deadline=60", how="deadline"),
+    Mode("plain, for comparison"),
+    Mode("plain, response callback", how="callback"),
+)
+SPEED, P50, P99 = "speed", "p50", "p99"
 
 
-def measure(directory: Path, rounds: int, size: int) -> str:
-    rows = []
-    notes = directory / "times"
-    notes.touch()
-    nodes = [
-        PythonSubject(
-            address,
-            directory / address,
-            "sip:127.0.0.48:5060" if number else "",
-            script="ordered_node.py",
-        )
-        for number, address in enumerate(("127.0.0.48", "127.0.0.49"))
-    ]
-    a, b = nodes
-    for node in nodes:
-        node._env["BENCH_TIMES"] = str(notes)
-    with running(a, b):
-        wait_active([a], b.uri)
-        wait_active([b], a.uri)
-        meters = [node.meter() for node in nodes]
-        speeds: dict[str, list[float]] = {how: [] for how in HOWS}
-        costs: dict[str, list[float]] = {how: [] for how in HOWS}
-        waits: dict[str, list[list[float]]] = {how: [] for how in HOWS}
-        for number in range(min(rounds, RUNS) + 1):
-            for how in HOWS:
-                before = sum(meter.read() for meter in meters)
-                _, speed = send(a, b.uri, notes, how, size, 0)
-                cost = (sum(meter.read() for meter in meters) - before) / size / 1000
-                latencies, _ = send(a, b.uri, notes, how, size, speed / 2)
-                if number:  # the first round does not count
-                    speeds[how].append(speed)
-                    costs[how].append(cost)
-                    waits[how].append(statistics.quantiles(latencies, n=100))
-    for how, name in HOWS.items():
-        rows.append(
-            [
-                name,
-                f"{statistics.median(speeds[how]):.0f}",
-                f"{statistics.median(costs[how]):.0f}",
-                f"{statistics.median(cuts[49] for cuts in waits[how]):.2f}",
-                f"{statistics.median(cuts[98] for cuts in waits[how]):.2f}",
+def measure(directory: Path, options: Options) -> Report:
+    bus = Bus(MODES[0], directory, 110, 1, small=False)
+    client = Sender("127.0.0.49")
+    try:
+        with bus.running():
+            candidates = [
+                Candidate(mode.name, slices(client, bus, mode, options.slice)) for mode in MODES
             ]
-        )
-    return markdown(["", "messages/s", "CPU µs per message", "p50 ms", "p99 ms"], rows)
+            alternate(candidates, min(options.rounds, RUNS), TITLE)
+    finally:
+        client.close()
+    columns = [
+        Column("messages/s", SPEED, 1, 0),
+        Column("CPU µs per message", digits=0),
+        Column("p50 ms", P50, 1, 2),
+        Column("p99 ms", P99, 1, 2),
+    ]
+    return Report(table(candidates, columns))
 
 
-def send(
-    node: PythonSubject, to: str, notes: Path, how: str, count: int, rate: float
-) -> tuple[list[float], float]:
-    """Latencies in ms, and messages per second from the first call to the last callback."""
-    notes.write_bytes(b"")
-    begin = time.monotonic_ns()
-    with SipSocket() as sip:
-        body = f"{count} {rate} {to}".encode()
-        data = request(
-            node.address, method="INFO", user=how, body=body, via=sip.name, sender=sip.name
+def slices(client: Sender, bus: Bus, mode: Mode, size: int) -> Callable[[], Figures]:
+    meter = bus.meter()
+
+    def send(rate: float) -> list[tuple[float, float]]:
+        """When each was sent, and when it came."""
+        what = (
+            f"X-What: timed {mode.how} {size} text-200 {rate}\r\nX-Node: {bus.receivers[0].uri}\r\n"
         )
-        reply = sip.ask(data, node.address, 120)
-        if reply is None or reply.code != 200:
-            raise RuntimeError(f"{node.address} does not send\n{node.log()[-2000:]}")
-    limit = time.monotonic() + 60
-    while notes.stat().st_size < 16 * count:
-        if time.monotonic() > limit:
-            raise RuntimeError(f"{notes.stat().st_size // 16} of {count} messages arrived")
-        time.sleep(0.005)
-    found = list(struct.iter_unpack("QQ", notes.read_bytes()))
-    end = max(when for _, when in found)
-    return [taken / 1e6 for taken, _ in found], count / (end - begin) * 1e9
+        bus.forget_stamps()
+        message = client.build("INFO", "send", bus.sender.address, "x", what)
+        client.run([message], bus.sender.address, b"200", again=120)
+        return bus.stamps(size)[0]
+
+    def run() -> Figures:
+        before = meter.read()
+        stamps = send(0)
+        cost = (meter.read() - before) / size
+        first, last = min(sent for sent, _ in stamps), max(came for _, came in stamps)
+        speed = size / (last - first)
+        cuts = statistics.quantiles([came - sent for sent, came in send(speed / 2)], n=100)
+        return {CPU: cost, SPEED: speed, P50: cuts[49] * 1000, P99: cuts[98] * 1000}
+
+    return run

@@ -1,7 +1,9 @@
-"""Processor time per sent message of 200 bytes and its answer.
+"""Processor time per sent message of 200 bytes and its answer, and what of it a SIP worker pays.
 
-One request makes the node send 50 messages to a node that is no Kamailio and not counted; the
-next one leaves when they have all arrived there and the request is answered.
+One request makes the node send 50 messages to a node that is no Kamailio and not counted.  That
+one keeps its answers back until the request is answered.  What the node's SIP workers have spent
+until then is the cost of the calls (with what the request itself costs, spread over 50 messages);
+the whole is read when all answers are in.  The next request leaves after that.
 """
 
 from __future__ import annotations
@@ -9,62 +11,92 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .load import Responder, Sender, build, settle
+from .load import Responder, Sender, settle
+from .modes import PYTHON, SEND, C, Mode
 from .nodes import CSubject, PythonSubject, Subject, running, wait_active
-from .rounds import Candidate, alternate, table
+from .report import Options, Plot, Report
+from .rounds import CPU, Candidate, Column, Figures, alternate, table
 
 TITLE = "Sending"
 BATCH = 50
+CALL = "call"
 
 
-def measure(directory: Path, rounds: int, size: int) -> str:
+def measure(directory: Path, options: Options) -> Report:
     responder, sender = Responder("127.0.0.49"), Sender("127.0.0.48")
-    uri = responder.uri
-    ours = PythonSubject("127.0.0.40", directory / "python", uri)
-    stateless = PythonSubject("127.0.0.41", directory / "stateless", uri, sl_send=1)
-    c_node = CSubject("127.0.0.42", directory / "c", uri, batch=BATCH)
+    nodes = [
+        subject(mode, f"127.0.0.{number}", directory / str(number), responder.uri)
+        for number, mode in enumerate(SEND, 30)
+    ]
     try:
-        with running(ours, stateless, c_node):
-            wait_active([ours, stateless, c_node], uri)
-            settle()
-
-            def candidate(name: str, node: Subject, how: str) -> Candidate:
-                return Candidate(name, slices(sender, responder, node, how, size))
-
-            c_send = candidate("C dmq_send_message", c_node, "c")
-            all_of_them = [
-                candidate("kemi_dmq, response callback", ours, "callback"),
-                candidate("kemi_dmq, no callback", ours, "plain"),
-                candidate("kemi_dmq, no callback, sl_send=1", stateless, "plain"),
-                c_send,
+        with running(*nodes):
+            wait_active(nodes, responder.uri)
+            for node in nodes:
+                node.wait_settled()
+            candidates = [
+                Candidate(mode.name, slices(sender, responder, node, mode, options.slice))
+                for mode, node in zip(SEND, nodes, strict=True)
             ]
-            alternate(all_of_them, rounds, TITLE)
-            return table(all_of_them, [c_send], "CPU µs per message")
+            alternate(candidates, options.rounds, TITLE)
     finally:
         sender.close()
         responder.close()
+    base = next(c for c, mode in zip(candidates, SEND, strict=True) if mode.kind == C)
+    columns = [
+        Column("CPU µs per message"),
+        Column("ratio to C", base=base),
+        Column("in the calling SIP worker, CPU µs", CALL),
+        Column("ratio to C", CALL, base=base),
+    ]
+    groups = {"with its answer": CPU, "in the calling SIP worker": CALL}
+    series = {
+        c.name: [(g, c.ratio(base, figure)) for g, figure in groups.items()] for c in candidates
+    }
+    plot = Plot("send", "Processor time per sent message, C module = 1", "", "ratio", series)
+    return Report(table(candidates, columns), [plot])
+
+
+def subject(mode: Mode, address: str, directory: Path, notification: str) -> Subject:
+    if mode.kind == PYTHON:
+        return PythonSubject(address, directory, notification, defines=mode.defines)
+    return CSubject(address, directory, notification)
 
 
 def slices(
-    sender: Sender, responder: Responder, node: Subject, how: str, size: int
-) -> Callable[[], float]:
-    meter = node.meter()
-    times = max(1, size // BATCH)
+    sender: Sender,
+    responder: Responder,
+    node: Subject,
+    mode: Mode,
+    size: int,
+    body: str = "text-200",
+    content: str | bytes = "x" * 200,
+    batch: int = BATCH,
+) -> Callable[[], Figures]:
+    """content: the body itself, which C takes from the request; body: its name for node.py."""
+    meter, workers = node.meter(), node.workers_meter()
+    times = max(1, size // batch)
+    headers = (
+        f"X-What: silent {mode.how} {batch} {body} 0\r\n"
+        f"X-Count: {batch}\r\nX-Node: {responder.uri}\r\n"
+    )
 
-    def run() -> float:
-        body = f"{BATCH} {responder.uri}"
+    def run() -> Figures:
         triggers = [
-            build(
-                "INFO", how, node.address, sender=sender.address, via=sender.via, body=body
-            ).replace(b"Max-Forwards", f"X-Node: {responder.uri}\r\nMax-Forwards".encode())
-            for _ in range(times)
+            sender.build("INFO", "send", node.address, content, headers) for _ in range(times)
         ]
         before = meter.read()
+        calls = 0
         for trigger in triggers:
-            responder.expect(BATCH)
+            responder.expect(batch)
+            responder.hold()
+            begin = workers.read()
             sender.run([trigger], node.address, b"200")
+            settle()
+            calls += workers.read() - begin
+            responder.release()
             responder.wait()
-        settle()
-        return (meter.read() - before) / (times * BATCH)
+            settle()
+        messages = times * batch
+        return {CPU: (meter.read() - before) / messages, CALL: calls / messages}
 
     return run

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .load import Responder, Sender, build, settle
+from .load import Responder, Sender, settle
 from .nodes import CSubject, PythonSubject, running, wait_active
 from .receive import slices
-from .rounds import Candidate, alternate, table
+from .report import Options, Report
+from .rounds import Candidate, alternate, cpu_table
 
 TITLE = "Handing over to workers"
 ASYNC = 'loadmodule "async.so"\nasync_workers_group="name=dmq;workers=2;nonblock=0;usleep=0"\n'
 
 
-def measure(directory: Path, rounds: int, size: int) -> str:
+def measure(directory: Path, options: Options) -> Report:
+    size = options.slice
     responder, sender = Responder("127.0.0.49"), Sender("127.0.0.49")
     uri = responder.uri
     in_place = PythonSubject("127.0.0.40", directory / "python", uri)
-    ours = PythonSubject("127.0.0.41", directory / "workers", uri, num_workers=2)
+    ours = PythonSubject("127.0.0.41", directory / "workers", uri, defines={"NUM_WORKERS": 2})
     tm = PythonSubject("127.0.0.42", directory / "async", uri, script="async_node.py", more=ASYNC)
     theirs = CSubject("127.0.0.43", directory / "c", uri)
     try:
         with running(in_place, ours, tm, theirs):
             wait_active([in_place, ours, tm, theirs], uri)
-            message = build("MESSAGE", "x", theirs.address, sender="127.0.0.49", via=sender.via)
-            sender.run([message], theirs.address, b"200")
+            theirs.learn()
             settle()
             reference = Candidate(
                 "C dmq_handle_message, num_workers 2", slices(sender, theirs, b"202", size)
@@ -43,8 +44,8 @@ def measure(directory: Path, rounds: int, size: int) -> str:
                 ),
                 reference,
             ]
-            alternate(candidates, rounds, TITLE)
-            return table(candidates, [reference], "CPU µs per message")
+            alternate(candidates, options.rounds, TITLE)
+            return Report(cpu_table(candidates, reference))
     finally:
         sender.close()
         responder.close()

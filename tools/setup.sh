@@ -1,7 +1,8 @@
 #!/bin/bash
 # Installs what make test and make demo need: Kamailio from Debian's packages, and a virtual
 # environment of Debian's python3 in .venv.  With --containers, and where a Docker Engine runs, also
-# what builds and starts containers.  Quick when all is there.
+# what builds and starts containers.  With --brokers also what make bench compares with.  Quick when
+# all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -53,6 +54,7 @@ if [ "${1:-}" = --containers ] && docker info >/dev/null 2>&1; then
     docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null ||
         packages+=(docker-compose)
 fi
+[ "${1:-}" != --brokers ] || packages+=(redis-server nats-server)
 missing=()
 for package in "${packages[@]}"; do
     installed "$package" || missing+=("$package")

@@ -37,6 +37,9 @@ HOW: dict[str, dict[str, Any]] = {
 PLAIN = Mode("kemi_dmq")
 CALLBACK = Mode("kemi_dmq, response callback", how="callback")
 SL_SEND = Mode("kemi_dmq, sl_send=1", defines={"SL_SEND": 1})
+#: Broadcasts that the calling process sends to one node after the other.
+DIRECT = Mode("kemi_dmq, outbox=0", defines={"OUTBOX": 0})
+UNBATCHED = Mode("kemi_dmq, batch_bytes=0", defines={"BATCH_BYTES": 0})
 THE_C_MODULE = Mode("C module", C)
 WITH_REDIS = Mode("Redis pub/sub", REDIS)
 WITH_NATS = Mode("NATS", NATS)
@@ -44,12 +47,13 @@ WITH_NATS = Mode("NATS", NATS)
 #: One message to one node.
 SEND = (CALLBACK, PLAIN, SL_SEND, THE_C_MODULE)
 #: To all nodes.
-BROADCAST = (PLAIN, SL_SEND, THE_C_MODULE)
+BROADCAST = (PLAIN, DIRECT, SL_SEND, THE_C_MODULE)
 #: Under load: throughput and latency, the registration storm.
-LOAD = BROADCAST
+LOAD = (PLAIN, UNBATCHED, DIRECT, SL_SEND, THE_C_MODULE)
 #: The same over TCP.
 LOAD_TCP = (
     Mode("kemi_dmq, TCP", transport="tcp"),
+    Mode("kemi_dmq, TCP, outbox=0", transport="tcp", defines={"OUTBOX": 0}),
     Mode("C module, TCP", C, transport="tcp"),
 )
 #: What a user might pick instead of a bus of nodes.

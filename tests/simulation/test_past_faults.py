@@ -118,3 +118,47 @@ def test_a_suspicion_does_not_bring_the_words_of_all_upon_the_suspect() -> None:
     ]
     assert victim.engine.membership.incarnation > 1
     assert 1 <= len(suspected) <= 80, len(suspected)
+
+
+def test_who_was_forgotten_in_a_long_cut_comes_back_by_the_notification_address() -> None:
+    """Also where its name has another address by then."""
+    simulator = Simulator(2, records=False)
+    simulator.names["bus.example"] = ["10.0.0.1"]
+    for host in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+        simulator.add_node(host, ["bus.example"], reconnect_timeout=60)
+    assert simulator.run_until(simulator.whole, 10)
+    simulator.partition(["10.0.0.1", "10.0.0.2", "10.0.0.9"], ["10.0.0.3"])
+    simulator.run(120)
+    assert "10.0.0.3" not in simulator.nodes_seen_by("10.0.0.2")
+    assert "10.0.0.2" not in simulator.nodes_seen_by("10.0.0.3")
+    # The notification node moves while one cannot see it.
+    simulator.leave("10.0.0.1")
+    simulator.names["bus.example"] = ["10.0.0.9"]
+    simulator.add_node("10.0.0.9", ["bus.example"], reconnect_timeout=60)
+    simulator.run(30)
+    others = [simulator.python_node(host) for host in ("10.0.0.2", "10.0.0.3")]
+    already = [len(node.told) for node in others]
+    simulator.heal()
+    assert simulator.run_until(simulator.whole, 15)
+    simulator.run(1)
+    told = [node.told[count:] for node, count in zip(others, already, strict=True)]
+    assert ("dmq:peer-up", "10.0.0.3") in told[0] and ("dmq:peer-up", "10.0.0.2") in told[1]
+
+
+def test_what_a_c_node_broadcasts_is_passed_on_by_another_when_the_one_that_did_so_dies() -> None:
+    hosts = [f"10.0.1.{n}" for n in range(1, 41)]
+    simulator = Simulator(1, records=False)
+    simulator.add_node("10.0.2.1", [hosts[0]], python=False, version=(5, 6))
+    for host in hosts:
+        simulator.add_node(host, hosts[:1])
+    simulator.run(20)
+
+    def relaying() -> list[str]:
+        alive = [node for host in hosts if (node := simulator.python_node(host)).alive]
+        return [n.uri.host for n in alive if any(n.engine.membership.relays().values())]
+
+    (first,) = relaying()
+    simulator.kill(first)
+    simulator.run(20)
+    (second,) = relaying()
+    assert second != first

@@ -43,6 +43,10 @@ class Item(NamedTuple):
     content_type: str
     body: str
 
+    @property
+    def head(self) -> tuple[str, int, str]:
+        return self[:3]
+
 
 class ItemAnswer(NamedTuple):
     code: int
@@ -54,13 +58,12 @@ class ItemAnswer(NamedTuple):
 FINE = ItemAnswer(200, "OK", "", "")
 
 
-def room(item: Item, before: Item | None) -> int:
-    """Bytes that a message takes in a batch behind another one (None: the first)."""
+def room(item: Item) -> tuple[int, int]:
+    """Bytes that a message takes in a batch: in any place, and behind one of the same head."""
     peer_id, max_forwards, content_type, body = item
     size = len(body) if body.isascii() else len(body.encode())
-    if before is not None and before[:3] == item[:3]:
-        return size + len(f":{size}\n")
-    return size + len(f"{peer_id} {max_forwards} {size} {content_type}\n")
+    same = size + len(f":{size}\n")
+    return size + len(f"{peer_id} {max_forwards} {size} {content_type}\n"), same
 
 
 def pack(items: Iterable[Item]) -> str:

@@ -22,7 +22,8 @@ from .engine import (
     answer_event,
     ask_event,
     call_id_prefix,
-    is_letter,
+    is_parcel,
+    is_quiet,
     notification_event,
     pack_nodes,
 )
@@ -70,6 +71,7 @@ _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
 _NOT_FOUND = Answer(404, "User Not Found", b"", "")
 _QUEUE_FULL = Answer(503, "Queue Full", b"", "")
 _ALONE = batch.ItemAnswer(batch.SEND_ALONE, "Extension Required", "", "")
+_SILENT = Answered(200, "OK", "", "")
 _NOT_SIGNED = Answer(403, "Not Signed", b"", "")
 #: At most one log line in so many seconds, of all processes, says what was refused and why.
 TOLD_AGAIN = 60
@@ -858,7 +860,7 @@ class Bus:
         if not call_id or not call_id.startswith(self._prefix):
             return False
         code, reason = host.reply_status()
-        if code >= 200 and is_letter(call_id, self._prefix):
+        if code >= 200 and is_parcel(call_id, self._prefix):
             self._take_reply(call_id, code, reason)
         elif code >= 200:
             wrong = self.gate.check_answer(host, call_id[len(self._prefix) :], code)
@@ -897,8 +899,14 @@ class Bus:
         )
 
     def _take_reply(self, call_id: str, code: int, reason: str) -> None:
-        """The answer to a message of the outbox."""
+        """The answer to a parcel of the outbox."""
         host = self.host
+        if code == 200 and is_quiet(call_id, self._prefix):
+            event = reply_event(call_id, _SILENT)
+            wake = bool(self.shared.words.get("answers_wanted"))
+            if not self.shared.engine_inbox.put(event, wake):
+                self._inbox_full("engine")
+            return
         body = host.body() or ""
         if len(body if isinstance(body, bytes) else body.encode()) > MAX_ANSWER:
             self.log_some(f"kemi_dmq: the body of a reply to {call_id} is left out: too large")

@@ -28,6 +28,7 @@ from .membership import (
     Tell,
     Warn,
 )
+from .message import Outcome
 from .node import Node, Status, place
 from .outbox import Answered, Ended, Outbox, Parcel, Post
 from .settings import Settings
@@ -64,6 +65,13 @@ class Outside(Protocol):
 
     def outcome(self, ended: Ended) -> bool:
         """Tell what became of a message; False: there is no room for it now."""
+
+    def ended_silently(self, counts: dict[Outcome, int]) -> None:
+        """Count messages of whose outcome nobody is to be told."""
+
+    def want_answers(self, wanted: bool) -> None:
+        """Whether answers to quiet parcels are to be handled at once, since others wait for them;
+        else they can wait until something else happens."""
 
     def full(self, nodes: frozenset[tuple[str, int]]) -> None:
         """Show to all processes for which nodes the outbox takes no more."""
@@ -161,7 +169,10 @@ class Engine:
         )
         self.outbox.room, self.outbox.token = self._batch_room, self._token
         self._batch_rooms: dict[str, int] = {}
-        self._letters = f"{self.call_id_prefix}{_LETTER}{self.outbox.boot}."
+        self._parcel_id = re.compile(
+            rf"[{_PARCEL}{_QUIET}]{self.outbox.boot}\.([0-9a-f]{{1,16}})\.([0-9a-f]{{8}})"
+        )
+        self._answers_wanted = False
         self._nodes_changed = True  # since the outbox was told of them
         self._full: frozenset[tuple[str, int]] | None = None  # as it was shown last
         self._tell_again: float | None = None  # when there may be room for outcomes again
@@ -210,8 +221,8 @@ class Engine:
             return
         if kind == "reply":
             _, call_id, *answer = event
-            match = re.fullmatch(r"([0-9a-f]{1,16})\.([0-9a-f]{8})", call_id[len(self._letters) :])
-            if call_id.startswith(self._letters) and match:
+            match = self._parcel_id.fullmatch(call_id[len(self.call_id_prefix) :])
+            if match:
                 self.outbox.answered(int(match[1], 16), match[2], Answered(*answer))
             return
         if kind == "notification":
@@ -306,8 +317,7 @@ class Engine:
             elif isinstance(action, Tell):
                 self._tell("event", action.event, pack_node(action.node))
             elif isinstance(action, FirstList):
-                node = pack_node(action.node) if action.node else None
-                self._tell("init", node)
+                self._tell("init", pack_node(action.node))
             elif isinstance(action, Resolve):
                 self._outside.resolve(action.host, action.srv)
             elif isinstance(action, Warn):
@@ -333,6 +343,12 @@ class Engine:
             node = outbox.node_of(parcel)
             if node is not None:
                 self._outside.send(place(node), self._parcel(parcel, node))
+        if outbox.wants_answers is not self._answers_wanted:
+            self._answers_wanted = outbox.wants_answers
+            self._outside.want_answers(self._answers_wanted)
+        if outbox.silent:
+            self._outside.ended_silently(dict(outbox.silent))
+            outbox.silent.clear()
         self._tell_again = None
         while outbox.ended:
             if not self._outside.outcome(outbox.ended[0]):
@@ -345,25 +361,33 @@ class Engine:
 
     def _parcel(self, parcel: Parcel, node: Node) -> str:
         """The request for what travels together; each time with the same Call-ID and branch."""
-        items = [letter.post.item() for letter in parcel.letters]
-        number = f"{parcel.number:x}"
+        items = [letter.content.item for letter in parcel.letters]
+        name = self._name(parcel.number, parcel.token, parcel.quiet)
         if len(items) == 1:
-            return self._request(node, number, parcel.token, items[0], compact=False)
+            return self._request(node, name, items[0], compact=False)
         body = batch.pack(items)
         item = batch.Item(batch.PEER, 1, batch.CONTENT_TYPE, body)
-        return self._request(node, number, parcel.token, item, compact=True)
+        return self._request(node, name, item, compact=True)
+
+    def _name(self, number: int, token: str, quiet: bool = False) -> _Name:
+        """Of a parcel, for its request."""
+        kind = _QUIET if quiet else _PARCEL
+        call_id = f"{self.call_id_prefix}{kind}{self.outbox.boot}.{number:x}.{token}"
+        # One nonce for all copies: each is signed anew, and none may run beside another.
+        nonce = f"{_PARCEL}{self.outbox.boot}.{number:x}"
+        return _Name(call_id, f"z9hG4bK{token}.{number:x}", f"{number:x}", nonce)
 
     def _token(self) -> str:
         return f"{self._rng.getrandbits(32):08x}"
 
-    def _request(self, node: Node, number: str, token: str, item: batch.Item, compact: bool) -> str:
+    def _request(self, node: Node, name: _Name, item: batch.Item, compact: bool) -> str:
         peer_id, max_forwards, content_type, body = item
         socket = self._settings.server_socket
         return self._gate.build_request(
             via=wire.Via(node.transport, socket.host, socket.port),
-            branch=f"z9hG4bK{token}.{number}",
-            call_id=f"{self._letters}{number}.{token}",
-            tag=number,
+            branch=name.branch,
+            call_id=name.call_id,
+            tag=name.tag,
             from_uri=self._settings.server_address.with_user(peer_id),
             to_uri=SipUri(node.host, node.port, node.transport, peer_id),
             body=body,
@@ -371,8 +395,7 @@ class Engine:
             user_agent="" if compact else self._user_agent,
             content_type=content_type,
             compact=compact,
-            # One for all copies: each is signed anew, and none may run beside another.
-            nonce=f"{_LETTER}{self.outbox.boot}.{number}",
+            nonce=name.nonce,
         )
 
     def _batch_room(self, node: Node) -> int:
@@ -383,13 +406,13 @@ class Engine:
             if limit and node.transport != "udp":
                 limit = BATCH_OVER_TCP
             nothing = batch.Item(batch.PEER, 1, batch.CONTENT_TYPE, "")
-            bare = self._request(node, "", self._token(), nothing, compact=True)
+            bare = self._request(node, self._name(0, "0" * 8), nothing, compact=True)
             if len(self._batch_rooms) > 4096:
                 self._batch_rooms.clear()
             # The length of the body has more digits than 0.
-            room = self._batch_rooms[node.uri] = limit - len(bare.encode()) - 4
+            room = self._batch_rooms[node.uri] = limit - len(bare.encode())
         # The parcel's number stands there three times, and once in the signature.
-        return max(0, room - 4 * len(f"{self.outbox.count + 1:x}"))
+        return max(0, room - 4 * (len(f"{self.outbox.count + 1:x}") - 1) - 4)
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1
@@ -420,15 +443,32 @@ def call_id_prefix(settings: Settings) -> str:
 
 #: Bytes of a batch where no datagram limits it: what KEMI's functions take, with room for headers.
 BATCH_OVER_TCP = 30_000
-#: In a Call-ID after the prefix: that of a parcel.  Other requests have a hexadecimal digit there.
-_LETTER = "o"
+
+
+class _Name(NamedTuple):
+    """What names a parcel's request; the same in all its copies."""
+
+    call_id: str
+    branch: str
+    tag: str
+    nonce: str
+
+
+#: In a Call-ID after the prefix: that of a parcel, and of one whose answer nobody waits for.  Other
+#: requests have a hexadecimal digit there.
+_PARCEL, _QUIET = "o", "q"
 #: Seconds after which outcomes that found no room are told again.
 TELL_AGAIN = 0.02
 
 
-def is_letter(call_id: str, prefix: str) -> bool:
+def is_quiet(call_id: str, prefix: str) -> bool:
+    """Whether nobody waits for the answer to a parcel."""
+    return call_id.startswith(_QUIET, len(prefix))
+
+
+def is_parcel(call_id: str, prefix: str) -> bool:
     """Whether a Call-ID with the engine's prefix is that of a parcel from the outbox."""
-    return call_id.startswith(_LETTER, len(prefix))
+    return call_id.startswith((_PARCEL, _QUIET), len(prefix))
 
 
 # Events, as they travel through the inbox ------------------------------------------------------

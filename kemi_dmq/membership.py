@@ -119,9 +119,9 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class FirstList:
-    """Run the peers' init_callback: a list has arrived, or a node has come back."""
+    """Run the peers' init_callback: the first node is here, or one has come back."""
 
-    node: Node | None
+    node: Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class _Member:
     share: int = 0  # its part in the digest
 
     # C nodes
-    lists: dict[Key, SipUri] | None = None  # as active; None: it has not said yet
+    lists: dict[Key, SipUri] | None = None  # as active, while it was here; None: it never said
     introduce_at: float = _NEVER  # when it is asked whom it lists, to be told of us
     asking: bool = False  # its next answer is the answer to that
     introduced: float = -_NEVER  # when it was told of us last
@@ -348,8 +348,7 @@ class Membership:
             self._tell_c_nodes(max_forwards - 1)
         if member is not None and agent.python:
             self._python_spoke(member, lines, is_request=True)
-        if lines:
-            self._first_list(member)
+        self._first_list(member)
         return self.tick(now)
 
     def on_answer(
@@ -394,7 +393,7 @@ class Membership:
         if member is not None and was_away and member.active:
             self._tell_c_nodes(1, but=member)
         if member is None:
-            member = self._members.get(to.key) or next(iter(self._members.values()), None)
+            member = self._members.get(to.key)
         elif member.owes_init and member.python:
             self._init(member)
         self._first_list(member, is_new=is_unknown)
@@ -797,8 +796,7 @@ class Membership:
     def _set_status(self, member: _Member, status: Status) -> None:
         if member.status is not status:
             member.status = status
-            member.lists, member.asking = None, False
-            member.introduce_at, member.introduced = _NEVER, -_NEVER
+            member.asking, member.introduce_at, member.introduced = False, _NEVER, -_NEVER
             if member.owes_init:
                 member.owes_init = self._first_list_told = False  # it is for the next one
             self._touch()
@@ -861,19 +859,18 @@ class Membership:
         self._place(member)
 
     def _first_list(self, member: _Member | None, is_new: bool = False) -> None:
-        """is_new: the node has answered our QUESTION, so it does not know us yet."""
-        if not self._first_list_told:
+        """member: who has spoken, if it is listed already (a name may be looked up first).  is_new:
+        it has answered our QUESTION, so it does not know us yet."""
+        if member is not None and not self._first_list_told:
             self._first_list_told = True
-            if is_new and member is not None and member.python:
+            if is_new and member.python:
                 member.owes_init = True
             else:
                 self._init(member)
 
-    def _init(self, member: _Member | None) -> None:
+    def _init(self, member: _Member) -> None:
         """Run init_callback for a node, when it knows us: C modules answer those on their list."""
-        if member is None:
-            self._actions.append(FirstList(None))
-        elif member.has_c_module and not self._is_known_to(member):
+        if member.has_c_module and not self._is_known_to(member):
             member.owes_init = True
         else:
             member.owes_init = False
@@ -1047,11 +1044,12 @@ class Membership:
         patience = 8.0
         if not member.active:
             max_forwards, patience = JOIN_MAX_FORWARDS, PROBE_PATIENCE
-        body = self.c_body()
         if member.agent is None:
             body = QUESTION
         elif member.python:
             body = self._head(wants_list=True).line() + self._line_of(member)
+        else:
+            body = self._c_ping_body(member)
         ping = Notify(member.uri, body, max_forwards, patience, address=member.address)
         member.ping = member.ping or ping
         self._actions.append(ping)
@@ -1069,9 +1067,15 @@ class Membership:
             # Others may have come to it since.
             self._say_to(member, self._head(wants_list=True), patience=2.0)
 
-    def c_body(self) -> str:
-        """The list as it is told to C nodes: nobody whom no C node lists."""
-        return build_body(self._c_share().known)
+    def _c_ping_body(self, member: _Member) -> str:
+        """The list as it is told to a C node: nobody whom no C node lists.  One that is back asks
+        nodes for their state when the first notification is here, once, and then has to know of
+        some: it is told of those that it listed before."""
+        known = self._c_share().known
+        if not member.active and member.lists:
+            active = {uri.key for uri in known} | self._probed.keys() | {self.local.key}
+            known = [uri for key, uri in member.lists.items() if key in active]
+        return build_body(known)
 
     def c_answer_body(self, is_new: bool = False) -> str:
         """What C nodes are answered: they know us.  is_new: one that is not on the list; it may
@@ -1129,6 +1133,9 @@ class Membership:
         if member is None or agent.python or not member.active or not lines:
             return
         lists = {line.uri.key: line.uri for line in lines if line.status == "active"}
+        if not is_answer:
+            # Whom it sends to it has on its list, though not as active yet.
+            lists[self.local.key] = self.local
         if member.lists != lists:
             member.lists = lists
             self._touch()

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -87,12 +87,24 @@ class Answered(NamedTuple):
     content_type: str
 
 
+class _Content:
+    """What the letters of one post have in common."""
+
+    __slots__ = ("first", "head", "item", "same")
+
+    def __init__(self, post: Post) -> None:
+        self.item = post.item()
+        self.head = self.item.head
+        self.first, self.same = batch.room(self.item)
+
+
 @dataclass(slots=True, eq=False)
 class Letter:
     """A message for one node."""
 
     number: int
     post: Post
+    content: _Content
     uri: str  # the node's
     node: Key
     size: int  # bytes that it counts for
@@ -110,6 +122,7 @@ class Parcel:
     token: str
     letters: list[Letter]
     lane: _Lane
+    quiet: bool = False  # nobody waits for its answer, but to send no more copies
     settling: bool = False
     due: float | None = None
     pause: float = 0.0
@@ -161,15 +174,19 @@ class Outbox:
         #: out one by one, so an error in one loses no other.
         self.to_send: deque[Parcel] = deque()
         self.ended: deque[Ended] = deque()
+        #: How many letters have ended of which nobody is to be told.
+        self.silent: Counter[Outcome] = Counter()
         #: Letters whose outcome is not yet told.
         self.waiting = 0
         #: Nodes for which no more is to be accepted.
         self.full: frozenset[Key] = frozenset()
         #: Letters and parcels so far; each has its number.
         self.count = 0
+        self._keys: dict[str, Key] = {}  # of URIs
         self._nodes: dict[Key, Node] = {}  # the active ones
         self._lanes: dict[Key, dict[str, _Lane]] = {}
         self._ready: dict[_Lane, None] = {}  # where something may leave at the next flush()
+        self._held_up: dict[_Lane, None] = {}  # where something waits for an answer
         self._on_their_way: dict[int, Parcel] = {}  # open and settling
         self._no_batches: set[Key] = set()  # who has refused one
         self._due: list[tuple[float, int, Letter | Parcel]] = []  # a heap; may hold stale ones
@@ -182,10 +199,15 @@ class Outbox:
     def post(self, post: Post) -> None:
         """A call; they come in the order in which they are to be kept."""
         self.waiting += len(post.uris)
+        content = _Content(post)
         size = len(post.body) + len(post.callback) + OVERHEAD
         name = post.peer_id if post.ordered else ""
         for uri in post.uris:
-            key = parse_uri(uri).key
+            key = self._keys.get(uri)
+            if key is None:
+                if len(self._keys) > 4096:
+                    self._keys.clear()
+                key = self._keys[uri] = parse_uri(uri).key
             lanes = self._lanes.get(key)
             if lanes is None:
                 lanes = self._lanes[key] = {}
@@ -193,7 +215,7 @@ class Outbox:
             if lane is None:
                 lane = lanes[name] = _Lane(key, name)
             self.count += 1
-            letter = Letter(self.count, post, uri, key, size, lane)
+            letter = Letter(self.count, post, content, uri, key, size, lane)
             self._hold(letter, size)
             lane.waiting[letter.number] = letter
             lane.new.append(letter)
@@ -253,6 +275,11 @@ class Outbox:
                             self._send(parcel, now)
                     self._ready[lane] = None
 
+    @property
+    def wants_answers(self) -> bool:
+        """Whether something can leave when an answer is here."""
+        return bool(self._held_up)
+
     def node_of(self, parcel: Parcel) -> Node | None:
         """The node to which a parcel of to_send goes; None if it is not to leave any more."""
         gone = parcel.settling or parcel.number not in self._on_their_way
@@ -311,9 +338,14 @@ class Outbox:
             if not letters:
                 break
             self.count += 1
-            parcel = Parcel(self.count, self.token(), letters, lane)
+            quiet = not lane.peer_id and not any(letter.post.callback for letter in letters)
+            parcel = Parcel(self.count, self.token(), letters, lane, quiet)
             lane.open[parcel.number] = self._on_their_way[parcel.number] = parcel
             self._send(parcel, now)
+        if lane.waiting and lane.open:
+            self._held_up[lane] = None
+        else:
+            self._held_up.pop(lane, None)
         for letter in lane.new:
             if letter.due is None and letter.number in lane.waiting:
                 self._plan(letter, letter.post.expires)
@@ -342,11 +374,11 @@ class Outbox:
             elif letter.alone or len(letters) == batch.MAX_MESSAGES:
                 break
             if left:
-                item = post.item()
-                size = batch.room(item, before)
+                content = letter.content
+                size = content.same if content.head == before else content.first
                 if letters and size > left:
                     break
-                left, before = max(0, left - size), item
+                left, before = max(0, left - size), content.head
             self._take_out(letter)
             letters.append(letter)
             if not left:
@@ -393,7 +425,12 @@ class Outbox:
 
     def _end(self, letter: Letter, outcome: Outcome, answer: Answered | None = None) -> None:
         letter.ended = True
-        if answer is not None and letter.post.callback:
+        if not letter.post.callback:
+            # Nobody is to be told, so it takes no more room.
+            self.silent[outcome] += 1
+            self.release(letter)
+            return
+        if answer is not None:
             self._hold(letter, len(answer.body))
             letter.size += len(answer.body)
         self.ended.append(Ended(letter, outcome, answer))
@@ -445,11 +482,9 @@ def reply_event(call_id: str, answer: Answered) -> tuple[Any, ...]:
     return ("reply", call_id, *answer)
 
 
-def outcome_event(ended: Ended) -> tuple[Any, ...] | None:
-    """For the callbacks process; None if nobody asked for it."""
+def outcome_event(ended: Ended) -> tuple[Any, ...]:
+    """For the callbacks process."""
     letter, outcome, answer = ended
-    if not letter.post.callback:
-        return None
     if answer is None:
         reason = "Expired" if outcome is Outcome.EXPIRED else "Request Timeout"
         answer = Answered(408, reason, "", "")

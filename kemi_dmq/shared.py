@@ -187,8 +187,9 @@ class Inbox:
     def wake(self) -> None:
         os.eventfd_write(self.fd, 1)
 
-    def put(self, event: tuple[Any, ...]) -> int:
-        """Queue an event; its ticket (for applied()), or 0 if there is no room for it."""
+    def put(self, event: tuple[Any, ...], wake: bool = True) -> int:
+        """Queue an event; its ticket (for applied()), or 0 if there is no room for it.  Without
+        wake it waits until the reader wakes for something else."""
         data = marshal.dumps(event)
         need = len(data) + 8
         if need > self._max_event:
@@ -211,7 +212,8 @@ class Inbox:
             len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data
         )
         self._heads[mine] = head + need
-        self.wake()
+        if wake:
+            self.wake()
         return head + need
 
     def mine(self) -> int:
@@ -404,6 +406,7 @@ class Words:
         "script_version",
         "reload_told",
         "engine_pid",
+        "answers_wanted",
         "large_told",
         "not_allowed_told",  # when there was last a log line of it, in s
         "not_signed_told",

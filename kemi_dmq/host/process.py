@@ -150,6 +150,7 @@ class EngineProcess:
         )
         self.outbox = self._engine.outbox
         self._started = False
+        self._answers_wanted = False
 
     def run(self) -> None:
         """Work until Kamailio stops, or for SHORT_STAY where the reload lock cannot be given
@@ -161,6 +162,7 @@ class EngineProcess:
         signal.signal(signal.SIGINT, self._leave)
         shared.words.set("engine_pid", os.getpid())
         inbox, posts, engine = shared.engine_inbox, shared.posts, self._engine
+        self.want_answers(engine.outbox.wants_answers)
         inbox.wake()  # for what a failure has left there
         posts.wake()
         if not self._started:
@@ -179,11 +181,13 @@ class EngineProcess:
             shared.words.set("engine_moved_ms", int(now * 1000))
             deadlines = (engine.next_deadline(), leaves_at, now + SIGN_OF_LIFE)
             timeout = max(0.0, min(t for t in deadlines if t is not None) - now)
+            if self._answers_wanted and inbox.backlog():
+                timeout = 0.0  # they came before it was known that they are wanted
             ready, _, _ = select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
             if inbox.fd in ready:
                 inbox.clear_wake()
-                for event in inbox.take():
-                    engine.handle(event, time.monotonic())
+            for event in inbox.take():  # some wake nobody
+                engine.handle(event, time.monotonic())
             if posts.fd in ready:
                 self._take_posts(posts)
             if self._resolver.fd in ready:
@@ -265,15 +269,21 @@ class EngineProcess:
 
     def outcome(self, ended: Ended) -> bool:
         shared = self._bus.shared
-        event = outcome_event(ended)
-        if event is not None:
-            # The rest is left for what membership tells.
-            if shared.callbacks_inbox.mine() > shared.callbacks_inbox.RING // 4:
-                return False
-            if not shared.callbacks_inbox.put(event):
-                return False
+        # The rest is left for what membership tells.
+        if shared.callbacks_inbox.mine() > shared.callbacks_inbox.RING // 4:
+            return False
+        if not shared.callbacks_inbox.put(outcome_event(ended)):
+            return False
         shared.counters.add(f"outbox_{ended.outcome.value}")
         return True
+
+    def ended_silently(self, counts: dict[Outcome, int]) -> None:
+        for outcome, count in counts.items():
+            self._bus.shared.counters.add(f"outbox_{outcome.value}", count)
+
+    def want_answers(self, wanted: bool) -> None:
+        self._answers_wanted = wanted
+        self._bus.shared.words.set("answers_wanted", int(wanted))
 
     def full(self, nodes: frozenset[tuple[str, int]]) -> None:
         self._bus.shared.full_nodes.publish(tuple(nodes))

@@ -12,6 +12,7 @@ from ..api import DmqApi
 from ..bus import Bus
 from ..callbacks import run_callback
 from ..engine import Engine, Published, resolved_event
+from ..message import Outcome
 from ..node import Node
 from ..outbox import Ended, Outbox, outcome_event
 from ..peer import Peer, Registry
@@ -64,7 +65,7 @@ class SimulatedPythonNode(SimulatedNode):
         self.rng = rng
         self.load = load
         self.counters = SimulatedCounters()
-        self.outcomes: list[Ended] = []  # of messages, ordered or with a deadline
+        self.outcomes: list[Ended] = []  # of messages from the outbox, as callbacks are told
         self.full_nodes: tuple[int, Any] = (0, None)
         self._pending: list[tuple[Any, ...]] = []
         self._version = 0
@@ -137,7 +138,10 @@ class SimulatedPythonNode(SimulatedNode):
 
     # Inbox and snapshot
 
-    def put(self, event: tuple[Any, ...]) -> int:
+    def want_answers(self, wanted: bool) -> None:
+        pass
+
+    def put(self, event: tuple[Any, ...], wake: bool = True) -> int:
         self._pending.append(event)
         if len(self._pending) == 1:
             self.after(WAKE_UP, self.work_off)
@@ -183,10 +187,12 @@ class SimulatedPythonNode(SimulatedNode):
 
     def outcome(self, ended: Ended) -> bool:
         self.outcomes.append(ended)
-        event = outcome_event(ended)
-        if event is not None:
-            self.run_later(event)
+        self.run_later(outcome_event(ended))
         return True
+
+    def ended_silently(self, counts: dict[Outcome, int]) -> None:
+        for outcome, count in counts.items():
+            self.counters[f"outbox_{outcome.value}"] += count
 
     def full(self, nodes: frozenset[tuple[str, int]]) -> None:
         self.full_nodes = (self.full_nodes[0] + 1, tuple(nodes))

@@ -12,6 +12,7 @@ import pytest
 from kemi_dmq.commands import Commands
 from kemi_dmq.engine import Engine, command_event
 from kemi_dmq.gate import Gate
+from kemi_dmq.message import Outcome
 from kemi_dmq.outbox import Ended
 from kemi_dmq.settings import check
 from kemi_dmq.shared import Shared
@@ -121,6 +122,12 @@ class Nowhere:
 
     def outcome(self, ended: Ended) -> bool:
         return True
+
+    def ended_silently(self, counts: dict[Outcome, int]) -> None:
+        pass
+
+    def want_answers(self, wanted: bool) -> None:
+        pass
 
     def full(self, nodes: frozenset[tuple[str, int]]) -> None:
         pass

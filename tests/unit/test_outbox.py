@@ -396,8 +396,18 @@ def test_an_outcome_says_what_the_callback_is_to_be_told() -> None:
     assert outcome_event(ended) == ("outcome", whose, "expired", 408, "Expired", "", "")
     late = ended._replace(outcome=Outcome.TIMED_OUT)
     assert outcome_event(late) == ("outcome", whose, "timed_out", 408, "Request Timeout", "", "")
-    ended.letter.post = ended.letter.post._replace(callback="")
-    assert outcome_event(ended) is None
+
+
+def test_what_nobody_asked_about_is_counted() -> None:
+    driven = Driven(A)
+    for number, body in enumerate("ab"):
+        post = Post("acme", body, False, "text/x", 1, False, 100.5 + 9 * number, "", (A.uri,))
+        driven.outbox.post(post)
+    driven.work_off()
+    driven.run(1)
+    driven.answer(driven.sent[1][1])
+    assert driven.told == [] and driven.outbox.waiting == 0 and driven.outbox.held(key(A)) == 0
+    assert driven.outbox.silent == {Outcome.TIMED_OUT: 1, Outcome.ANSWERED: 1}
 
 
 # All of it at once ------------------------------------------------------------------------------

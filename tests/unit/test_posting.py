@@ -523,3 +523,35 @@ def test_a_batch_is_taken_apart_and_each_message_answered(bed: Bed) -> None:
         ruri="sip:kdmq@10.0.0.1:5060", body=b"x", content_type="text/kdmq", call_id="third"
     )
     assert bed.ask(bad).code == 400
+
+
+def test_an_answer_that_nobody_waits_for_does_not_wake_the_engine(bed: Bed) -> None:
+    loop = start(bed, A)
+    inbox = bed.runtime.shared.engine_inbox
+
+    def woken() -> bool:
+        try:
+            return os.eventfd_read(inbox.fd) > 0
+        except BlockingIOError:
+            return False
+
+    def answered(code: int = 200, **more: Any) -> bool:
+        assert bed.api.bcast_message(ACME, "x", **more) == 0
+        (text,) = loop.turn()
+        woken()
+        loop.answer(text, ReceivedReply(code, "Whatever"))
+        return woken()
+
+    assert not answered()
+    loop.turn()
+    assert counted(bed, "outbox_answered") == 1, "it was there all the same"
+    assert answered(404) and answered(resp_cback=HEAR) and answered(ordered=True)
+    loop.turn()
+    for _ in range(WINDOW + 1):
+        assert bed.api.bcast_message(ACME, "x") == 0
+    texts = loop.turn()
+    assert len(texts) == WINDOW
+    woken()
+    loop.answer(texts[0], ReceivedReply())
+    assert woken(), "the next one waits for it"
+    assert len(loop.turn()) == 1

@@ -39,6 +39,8 @@ class SimulatedCNode(SimulatedNode):
         super().__init__(simulator, settings, clock)
         self.version = version
         self.stuck = ""
+        #: How many nodes it asked for their state, which it does once; None: not yet.
+        self.asked_for_state: int | None = None
         self._entries: dict[tuple[str, int], _Entry] = {}
         self._open: dict[str, SipUri] = {}
         self._count = 0
@@ -71,6 +73,7 @@ class SimulatedCNode(SimulatedNode):
             self._reply(message, source, 404, "User Not Found", "")
         else:
             news = self._merge(message.body)
+            self._ask_for_state()
             hops = int(message.header("Max-Forwards"))
             if news and hops > 1:
                 for entry in list(self._entries.values()):
@@ -105,6 +108,12 @@ class SimulatedCNode(SimulatedNode):
                 entry.status = status
                 news = True
         return news
+
+    def _ask_for_state(self) -> None:
+        """At the first notification, whatever is in it: a C module's init_callback."""
+        if self.asked_for_state is None:
+            active = [entry for entry in self._entries.values() if entry.status == "active"]
+            self.asked_for_state = len(active)
 
     def _body(self) -> str:
         uris = [self.uri, *(e.uri for e in self._entries.values() if e.status == "active")]
@@ -163,6 +172,7 @@ class SimulatedCNode(SimulatedNode):
             if to.key in self._entries:
                 self._entries[to.key].status = "active"
             self._merge(reply.body)
+            self._ask_for_state()
         elif to is not None and reply.code == 408:
             self._no_answer(to)
 

@@ -241,6 +241,33 @@ def test_forty_python_nodes_in_any_order_stop_no_c_node(
     assert simulator.stuck() == {}
 
 
+@pytest.mark.parametrize("pythons", [1, 3])
+@pytest.mark.parametrize("away", [None, 0.5, 30.0], ids=str)
+def test_a_c_node_that_comes_or_is_back_has_somebody_to_ask_for_state(
+    away: float | None, pythons: int
+) -> None:
+    """It asks once, at the first notification that reaches it."""
+    for seed in range(5):
+        simulator = Simulator(seed, records=False, latency=(0.0002, 0.003))
+        hosts = [f"10.0.1.{n}" for n in range(1, pythons + 1)]
+        for host in hosts:
+            # If it comes later it knows the first of them, else all of them know it.
+            first = "10.0.2.1" if away is not None else hosts[0]
+            simulator.add_node(host, [first])
+        simulator.run(3)
+        contacts = [] if away is not None else [hosts[0]]
+        simulator.add_node("10.0.2.1", contacts, python=False)
+        simulator.run(10)
+        if away is not None:
+            simulator.kill("10.0.2.1")
+            simulator.run(away)
+            simulator.restart("10.0.2.1")
+            simulator.run(15)
+        node = simulator.node("10.0.2.1")
+        assert isinstance(node, SimulatedCNode)
+        assert node.asked_for_state and node.asked_for_state >= 1, seed
+
+
 def test_forty_c_nodes_alone_stop_as_they_do_in_reality() -> None:
     simulator = Simulator(1)
     simulator.add_node("10.0.1.1", python=False)

@@ -381,8 +381,8 @@ class Membership:
                 if to in contact.addresses:
                     contact.next_ask = now + ASK_AGAIN
         self._merge(to.key if agent.python else None, lines, agent, is_answer=True)
-        if is_unknown:
-            self._met(self._members.get(to.key), agent)
+        if is_unknown and notice.body == QUESTION:
+            self._met(to, agent)
         self._c_node_knows(to.key, agent, lines, is_answer=True)
         if member is not None and member.python:
             self._python_spoke(member, lines, is_request=False)
@@ -1060,12 +1060,17 @@ class Membership:
             if member.active and member is not but:
                 self._ping(member, max_forwards)
 
-    def _met(self, member: _Member | None, agent: Agent) -> None:
+    def _met(self, place: SipUri, agent: Agent) -> None:
         """A node has answered our QUESTION, which said nothing of us."""
+        member = self._members.get(place.key)
         self._set_agent(member, agent)
-        if member is not None and member.python:
-            # Others may have come to it since.
-            self._say_to(member, self._head(wants_list=True), patience=2.0)
+        if agent.python:
+            # Others may have come to it since, so it is asked for its list again.
+            head = self._head(wants_list=True)
+            if member is not None:
+                self._say_to(member, head, patience=2.0)
+            else:  # it speaks of itself by a name, which is looked up, or resolves nowhere
+                self._actions.append(Notify(place, head.line(), 1, 2.0))
 
     def _c_ping_body(self, member: _Member) -> str:
         """The list as it is told to a C node: nobody whom no C node lists.  One that is back asks

@@ -7,13 +7,20 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kemi_dmq.message import Message, Outcome
+from kemi_dmq.message import Message, Outcome, Reply, ResponseCallback
 from kemi_dmq.node import Node
 from kemi_dmq.peer import Peer
 from kemi_dmq.testing.simulated_python import SimulatedPythonNode
 from kemi_dmq.testing.simulator import Simulator
 
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+
+
+def told(reply: Reply, node: Node | None, param: object) -> None:
+    """Simulated nodes keep the outcomes of which somebody is told."""
+
+
+TOLD = ResponseCallback(told)
 
 
 class Run:
@@ -50,7 +57,8 @@ class Run:
         for node in nodes:
             self.sent[f"{self.count} {node.host}"] = (ordered, deadline, self.simulator.now)
             body = f"{self.count} {node.host}"
-            assert bus.send("acme", body, (node,), None, 1, "text/plain", ordered, deadline) == 0
+            kind = "text/plain"
+            assert bus.send("acme", body, (node,), TOLD, 1, kind, ordered, deadline) == 0
 
     def check(self) -> None:
         """Once all deadlines are over."""

@@ -378,6 +378,19 @@ def test_a_notification_address_is_asked_every_second_until_somebody_answers() -
     assert deadline is not None and deadline > 3.2 + 4.5 - 1e-6, "from now on it is pinged"
 
 
+def test_a_node_that_speaks_of_itself_by_a_name_is_introduced_to_where_it_was_asked() -> None:
+    """The name may resolve nowhere here."""
+    membership = contact()
+    (question,) = of(Notify, membership.start(0.0))
+    assert question.body == ""
+    named = [Line(SipUri("node.example", 5060), "active", 7)]
+    actions = membership.on_answer(question, 200, named, PYTHON, 0.1)
+    (introduction,) = of(Notify, actions)
+    assert introduction.to == question.to
+    assert parse_body(introduction.body)[0][0].uri == LOCAL
+    assert of(Notify, membership.on_answer(introduction, 200, named, PYTHON, 0.2)) == []
+
+
 def test_a_notification_address_without_answer_is_no_node() -> None:
     membership = contact()
     (notice,) = of(Notify, membership.start(0.0))

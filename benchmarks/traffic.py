@@ -141,20 +141,39 @@ def quantiles(values: list[float]) -> list[tuple[float | str, float]]:
     return [((number + 1) / 2, cut * 1000) for number, cut in enumerate(cuts)]
 
 
-def as_many_as_go(client: Sender, bus: Bus, size: int) -> Callable[[], Figures]:
+def sliced(
+    client: Sender, bus: Bus, size: int, load: Callable[[list[bytes], str], None]
+) -> Callable[[], tuple[int, list[tuple[float, float]]]]:
+    """A slice: load() sends so many requests, each for a broadcast; processor time of all nodes,
+    and of each message when it was sent and when it came."""
     meter = bus.meter()
-    messages = size * RECEIVERS
 
-    def run() -> Figures:
+    def run() -> tuple[int, list[tuple[float, float]]]:
         triggers = [bus.trigger(client, "bcast", 1, "timed") for _ in range(size)]
         delivered = bus.delivered()
         bus.forget_stamps()
         spent = -meter.read()
+        load(triggers, bus.sender.address)
+        spent += bus.read_when_delivered(meter, delivered, size * RECEIVERS)
+        return spent, [stamp for node in bus.stamps(size) for stamp in node]
+
+    return run
+
+
+def as_many_as_go(client: Sender, bus: Bus, size: int) -> Callable[[], Figures]:
+    messages = size * RECEIVERS
+    busy = 0.0
+
+    def load(triggers: list[bytes], address: str) -> None:
+        nonlocal busy
         begin, own = time.perf_counter(), time.process_time()
-        client.run(triggers, bus.sender.address, b"200", WINDOW)
+        client.run(triggers, address, b"200", WINDOW)
         busy = (time.process_time() - own) / (time.perf_counter() - begin)
-        spent += bus.read_when_delivered(meter, delivered, messages)
-        stamps = [stamp for node in bus.stamps(size) for stamp in node]
+
+    measure = sliced(client, bus, size, load)
+
+    def run() -> Figures:
+        spent, stamps = measure()
         seconds = max(came for _, came in stamps) - min(sent for sent, _ in stamps)
         return {
             CPU: spent / messages,
@@ -170,17 +189,16 @@ def at_rate(
     client: Sender, bus: Bus, size: int, rate: float, pool: list[float]
 ) -> Callable[[], Figures]:
     """pool: where all latencies go."""
-    meter = bus.meter()
     messages = size * RECEIVERS
 
+    def load(triggers: list[bytes], address: str) -> None:
+        client.pace(triggers, address, b"200", rate)
+
+    measure = sliced(client, bus, size, load)
+
     def run() -> Figures:
-        triggers = [bus.trigger(client, "bcast", 1, "timed") for _ in range(size)]
-        delivered = bus.delivered()
-        bus.forget_stamps()
-        spent = -meter.read()
-        client.pace(triggers, bus.sender.address, b"200", rate)
-        spent += bus.read_when_delivered(meter, delivered, messages)
-        taken = [came - sent for node in bus.stamps(size) for sent, came in node]
+        spent, stamps = measure()
+        taken = [came - sent for sent, came in stamps]
         pool.extend(taken)
         cuts = statistics.quantiles(taken, n=100)
         return {CPU: spent / messages, P50: cuts[49] * 1000, P99: cuts[98] * 1000}

@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from .wire import size_of
+
 #: The user part of the R-URI.  No peer may have this name.
 PEER = "kdmq"
 CONTENT_TYPE = "text/kdmq"
@@ -61,7 +63,7 @@ FINE = ItemAnswer(200, "OK", "", "")
 def room(item: Item) -> tuple[int, int]:
     """Bytes that a message takes in a batch: in any place, and behind one of the same head."""
     peer_id, max_forwards, content_type, body = item
-    size = len(body) if body.isascii() else len(body.encode())
+    size = size_of(body)
     same = size + len(f":{size}\n")
     return size + len(f"{peer_id} {max_forwards} {size} {content_type}\n"), same
 
@@ -70,7 +72,7 @@ def pack(items: Iterable[Item]) -> str:
     parts = []
     before: tuple[str, int, str] | None = None
     for peer_id, max_forwards, content_type, body in items:
-        size = len(body) if body.isascii() else len(body.encode())
+        size = size_of(body)
         head = (peer_id, max_forwards, content_type)
         if head == before:
             parts.append(f":{size}\n{body}")
@@ -123,7 +125,7 @@ def pack_answers(answers: Iterable[ItemAnswer]) -> str:
         if answer == FINE:
             continue
         code, reason, body, content_type = answer
-        size = len(body.encode())
+        size = size_of(body)
         if size > left:
             body, size = "", 0
         left -= size

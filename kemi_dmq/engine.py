@@ -164,15 +164,17 @@ class Engine:
         self._resolving: list[SipUri] = []  # those of them whose name is being looked up
         self._boot = f"{rng.getrandbits(40):010x}"
         self._count = 0
-        self.outbox = outbox or Outbox(
-            settings.outbox_memory, self._boot, self._batch_room, self._token
-        )
-        self.outbox.room, self.outbox.token = self._batch_room, self._token
+        if outbox is None:
+            room, token = self._batch_room, self._token
+            outbox = Outbox(settings.outbox_memory, self._boot, room, token)
+        else:
+            outbox.room, outbox.token = self._batch_room, self._token
+        self.outbox = outbox
         self._batch_rooms: dict[str, int] = {}
         self._parcel_id = re.compile(
             rf"[{_PARCEL}{_QUIET}]{self.outbox.boot}\.([0-9a-f]{{1,16}})\.([0-9a-f]{{8}})"
         )
-        self._answers_wanted = False
+        self._answers_wanted: bool | None = None  # as it was told last
         self._nodes_changed = True  # since the outbox was told of them
         self._full: frozenset[tuple[str, int]] | None = None  # as it was shown last
         self._tell_again: float | None = None  # when there may be room for outcomes again

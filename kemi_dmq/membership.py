@@ -873,8 +873,11 @@ class Membership:
         if member.has_c_module and not self._is_known_to(member):
             member.owes_init = True
         else:
-            member.owes_init = False
-            self._actions.append(FirstList(self._member_node(member)))
+            self._run_init(member)
+
+    def _run_init(self, member: _Member) -> None:
+        member.owes_init = False
+        self._actions.append(FirstList(self._member_node(member)))
 
     # Between Python nodes: probes --------------------------------------------------------------
 
@@ -1172,8 +1175,7 @@ class Membership:
                 member.introduce_at += self._rng.uniform(0, JITTER)
             asked = is_answer and member.introduce_at <= now
         if (known or not fits) and member.owes_init and (self._is_known_to(member) or not known):
-            member.owes_init = False
-            self._actions.append(FirstList(self._member_node(member)))
+            self._run_init(member)
         if not asked or known or not fits:
             return
         untried = [m.uri.key for m in self._c_nodes() if m.introduced == -_NEVER]

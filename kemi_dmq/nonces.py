@@ -71,5 +71,10 @@ class NonceTable:
 
     def is_early(self, signed: int, now: int) -> bool:
         """Whether a message may have been seen before the start."""
-        # The second: the clock was ahead at the start and was put right since.
-        return signed <= min(self._since, now - BEFORE_START)
+        return is_early(signed, self._since, now)
+
+
+def is_early(signed: int, since: int, now: int) -> bool:
+    """Of a table that begins at since."""
+    # The second: the clock was ahead at the start and was put right since.
+    return signed <= min(since, now - BEFORE_START)

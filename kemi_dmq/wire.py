@@ -310,7 +310,7 @@ def build_request(
     """A whole KDMQ request, for a host that sends text (RFC 3261, 8.1.1).  headers: further
     header lines.  compact: in the short form of headers (7.3.3), for a Python node that knows this
     one."""
-    size = len(body) if body.isascii() else len(body.encode())
+    size = size_of(body)
     if compact:
         to_text, from_text = f"{to_uri}", f"{from_uri.with_transport('udp')}"
         if not headers:  # else they are signed as they stand
@@ -346,6 +346,11 @@ def build_request(
         "\r\n"
         f"{body}"
     )
+
+
+def size_of(text: str) -> int:
+    """Bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _without_port(uri: str) -> str:

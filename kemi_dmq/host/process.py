@@ -150,7 +150,6 @@ class EngineProcess:
         )
         self.outbox = self._engine.outbox
         self._started = False
-        self._answers_wanted = False
 
     def run(self) -> None:
         """Work until Kamailio stops, or for SHORT_STAY where the reload lock cannot be given
@@ -162,7 +161,6 @@ class EngineProcess:
         signal.signal(signal.SIGINT, self._leave)
         shared.words.set("engine_pid", os.getpid())
         inbox, posts, engine = shared.engine_inbox, shared.posts, self._engine
-        self.want_answers(engine.outbox.wants_answers)
         inbox.wake()  # for what a failure has left there
         posts.wake()
         if not self._started:
@@ -181,7 +179,7 @@ class EngineProcess:
             shared.words.set("engine_moved_ms", int(now * 1000))
             deadlines = (engine.next_deadline(), leaves_at, now + SIGN_OF_LIFE)
             timeout = max(0.0, min(t for t in deadlines if t is not None) - now)
-            if self._answers_wanted and inbox.backlog():
+            if engine.outbox.wants_answers and inbox.backlog():
                 timeout = 0.0  # they came before it was known that they are wanted
             ready, _, _ = select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
             if inbox.fd in ready:
@@ -282,7 +280,6 @@ class EngineProcess:
             self._bus.shared.counters.add(f"outbox_{outcome.value}", count)
 
     def want_answers(self, wanted: bool) -> None:
-        self._answers_wanted = wanted
         self._bus.shared.words.set("answers_wanted", int(wanted))
 
     def full(self, nodes: frozenset[tuple[str, int]]) -> None:

@@ -6,7 +6,7 @@ import random
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
-from ..nonces import BEFORE_START
+from ..nonces import BEFORE_START, is_early
 from ..once import REMEMBER, Answer, Verdict
 from ..transaction import T1, T2
 from ..trust import Parts
@@ -232,7 +232,7 @@ class _Nonces:
         self._seen: set[object] = set()
 
     def is_early(self, signed: int, now: int) -> bool:
-        return signed <= min(self._since, now - BEFORE_START)
+        return is_early(signed, self._since, now)
 
     def add(self, nonce: object, signed: int, now: int, window: int) -> bool:
         new = nonce not in self._seen

@@ -94,7 +94,7 @@ def lines(settings: Mapping[str, str], environment: Mapping[str, str], transport
     listens = environment.get("KAMAILIO_LISTEN", "").split()
     out += [f"listen={listen}" for listen in listens]
     # A child that dies holding the timers' lock would let a stop wait for it (docs/kamailio.md).
-    out += ["dns_cache_init=off", "dst_blocklist_init=off"]
+    out += ["dns_cache_init=off", "dst_blocklist_init=off", "exit_timeout=5"]
     if transport == "udp" and all(listen.startswith("udp:") for listen in listens):
         # A TCP process that never has anything to do makes one stop in some hundred last a minute.
         out.append("disable_tcp=yes")

@@ -441,7 +441,7 @@ def test_reloads_and_a_stop_under_load(nodes: Nodes, suite: str) -> None:
     try:
         before = answered
         wait_for(lambda: answered > before + 20)
-        a.stop()
+        a.stop_under_load()
         wait_for(lambda: a.uri not in b.active() | c.active(), 3)
     finally:
         done.set()

@@ -261,8 +261,8 @@ def test_a_stop_under_load_is_clean(bed: Bed, turn: int) -> None:
     a.wait_settled()
     with Sets(a, b, patience=0.5) as sets:
         wait_for(lambda: sets.answered > 100)
-        seconds = a.stop()
+        seconds = a.stop_under_load()
         wait_for(lambda: a.uri not in b.active(), 2, "it has said goodbye")
     print(f"stopped within {seconds:.2f} s")
     assert seconds < 2
-    assert b.stop() < 2
+    assert b.stop_under_load() < 2

@@ -428,7 +428,7 @@ def test_a_stop_under_load_is_quick(bed: Bed) -> None:
         thread.start()
     wait_for(lambda: len(b.events("message")) > 200)
     try:
-        assert a.stop() < 3
+        assert a.stop_under_load() < 3
     finally:
         stopping.set()
         for thread in threads:

@@ -35,6 +35,9 @@ SHORT_STAY = 0.1
 LETTERS_A_TURN = 32
 #: Seconds after which the engine moves though nothing has happened, for DMQ.health().
 SIGN_OF_LIFE = 5.0
+#: Seconds before each copy of the goodbye over UDP.  Nobody is left who would read an answer; those
+#: that go out at once may find the same full receive buffer.
+GOODBYES = (0.0, 0.02, 0.06)
 
 
 class _Service:
@@ -238,11 +241,11 @@ class EngineProcess:
                 self._goodbye = self._engine.leave_texts()
             except Exception:
                 pass  # in the middle of a change: then the nodes from before it
-        for to, text in self._goodbye:
-            self._host.send_text(to, text)
-        for to, text in self._goodbye:
-            if to.transport == "udp":
-                self._host.send_text(to, text)
+        for number, pause in enumerate(GOODBYES):
+            time.sleep(pause)
+            for to, text in self._goodbye:
+                if number == 0 or to.transport == "udp":
+                    self._host.send_text(to, text)
         totals = self._bus.shared.counters.totals()
         lost = totals["outbox_posted"] - sum(totals[f"outbox_{o.value}"] for o in Outcome)
         if lost > 0:

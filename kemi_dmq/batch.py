@@ -17,8 +17,9 @@ Any other final answer is that of all messages.  Pure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import AnyStr, NamedTuple
 
 from .wire import size_of
 
@@ -45,9 +46,9 @@ class Item(NamedTuple):
     content_type: str
     body: str
 
-    @property
-    def head(self) -> tuple[str, int, str]:
-        return self[:3]
+
+#: What a batch itself is, but for its body.
+EMPTY = Item(PEER, 1, CONTENT_TYPE, "")
 
 
 class ItemAnswer(NamedTuple):
@@ -60,60 +61,80 @@ class ItemAnswer(NamedTuple):
 FINE = ItemAnswer(200, "OK", "", "")
 
 
-def room(item: Item) -> tuple[int, int]:
-    """Bytes that a message takes in a batch: in any place, and behind one of the same head."""
-    peer_id, max_forwards, content_type, body = item
-    size = size_of(body)
-    same = size + len(f":{size}\n")
-    return size + len(f"{peer_id} {max_forwards} {size} {content_type}\n"), same
+class Piece:
+    """A message as it stands in a batch: in any place, and behind one of the same head."""
+
+    __slots__ = ("first", "first_size", "head", "item", "same", "same_size")
+
+    def __init__(self, item: Item) -> None:
+        peer_id, max_forwards, content_type, body = item
+        size = size_of(body)
+        self.item = item
+        self.head = (peer_id, max_forwards, content_type)
+        self.first = f"{peer_id} {max_forwards} {size} {content_type}\n{body}"
+        self.same = f":{size}\n{body}"
+        more = size - len(body)  # of what is no ASCII
+        self.first_size = len(self.first) + more
+        self.same_size = len(self.same) + more
 
 
-def pack(items: Iterable[Item]) -> str:
+def pack(pieces: Iterable[Piece]) -> str:
     parts = []
     before: tuple[str, int, str] | None = None
-    for peer_id, max_forwards, content_type, body in items:
-        size = size_of(body)
-        head = (peer_id, max_forwards, content_type)
-        if head == before:
-            parts.append(f":{size}\n{body}")
+    for piece in pieces:
+        if piece.head == before:
+            parts.append(piece.same)
         else:
-            parts.append(f"{peer_id} {max_forwards} {size} {content_type}\n{body}")
-            before = head
+            parts.append(piece.first)
+            before = piece.head
     return "".join(parts)
 
 
-def unpack(text: str) -> list[Item]:
-    """The messages of a batch; BatchError if it is none.  Nothing of a bad one is taken."""
+_NEXT = r":([0-9]{1,6})\n|([^ \n]+) ([0-9]{1,6}) ([0-9]{1,6}) ([^\n]*)\n"
+_NEXT_OF_TEXT, _NEXT_OF_BYTES = re.compile(_NEXT), re.compile(_NEXT.encode())
+
+
+def unpack(text: str) -> list[tuple[str, int, str, str]]:
+    """The messages of a batch, as Item has them; BatchError if it is none.  Nothing of a bad one
+    is taken."""
     # Counted in bytes; where each is a character, no copy is needed.
-    is_ascii = text.isascii()
-    raw = b"" if is_ascii else text.encode("utf-8", "surrogatepass")
-    end = len(text) if is_ascii else len(raw)
-    items: list[Item] = []
-    at, peer_id, max_forwards, content_type = 0, "", 0, ""
+    if text.isascii():
+        return _unpack(text, _NEXT_OF_TEXT)
     try:
-        while at < end:
-            stop = text.index("\n", at) if is_ascii else raw.index(b"\n", at)
-            line = text[at:stop] if is_ascii else raw[at:stop].decode()
-            if line.startswith(":"):
-                if not items:
-                    raise BatchError("the first message says that it is as the one before")
-                size = _number(line[1:])
-            else:
-                peer_id, hops, length, content_type = line.split(" ", 3)
-                max_forwards, size = _number(hops), _number(length)
-                if not peer_id:
-                    raise BatchError("a message without a peer")
-            at = stop + 1 + size
-            if at > end:
-                raise BatchError("a message is cut short")
-            body = text[stop + 1 : at] if is_ascii else raw[stop + 1 : at].decode()
-            items.append(Item(peer_id, max_forwards, content_type, body))
-            if len(items) > MAX_MESSAGES:
-                raise BatchError("too many messages")
+        raw = text.encode("utf-8", "surrogatepass")
+        return [
+            (peer_id.decode(), hops, content_type.decode(), body.decode())
+            for peer_id, hops, content_type, body in _unpack(raw, _NEXT_OF_BYTES)
+        ]
     except ValueError as error:
         raise BatchError(f"not a batch: {error}") from None
+
+
+def _unpack(text: AnyStr, pattern: re.Pattern[AnyStr]) -> list[tuple[AnyStr, int, AnyStr, AnyStr]]:
+    items: list[tuple[AnyStr, int, AnyStr, AnyStr]] = []
+    at, end = 0, len(text)
+    peer_id = content_type = text[:0]
+    hops = -1
+    while at < end:
+        match = pattern.match(text, at)
+        if match is None:
+            raise BatchError("not a batch")
+        same, new_peer, new_hops, size, new_type = match.groups()
+        if same is None:
+            peer_id, hops, content_type = new_peer, int(new_hops), new_type
+        elif hops < 0:
+            raise BatchError("the first message says that it is as the one before")
+        else:
+            size = same
+        start = match.end()
+        at = start + int(size)
+        items.append((peer_id, hops, content_type, text[start:at]))
+    if at > end:
+        raise BatchError("a message is cut short")
     if not items:
         raise BatchError("no messages")
+    if len(items) > MAX_MESSAGES:
+        raise BatchError("too many messages")
     return items
 
 

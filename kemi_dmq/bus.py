@@ -22,10 +22,10 @@ from .engine import (
     answer_event,
     ask_event,
     call_id_prefix,
-    is_parcel,
     is_quiet,
     notification_event,
     pack_nodes,
+    parcel_prefix,
 )
 from .gate import UNSIGNED, Gate
 from .gossip import WANTS_LIST
@@ -204,6 +204,7 @@ class Bus:
         alone = Bodies(*[wire.build_body([address])] * 4)
         self._list = NodeList(0, Published(pack_nodes([local], alone)))
         self._prefix = call_id_prefix(settings)
+        self._parcel_prefix = parcel_prefix(settings)
         self._references: dict[ResponseFunction, str] = {}
         self._functions: dict[str, ResponseFunction] = {}
         self._from_uris: dict[str, SipUri] = {}  # by peer, of which there are few
@@ -459,10 +460,35 @@ class Bus:
         except batch.BatchError:
             return self._bad(400, "Bad Batch"), False
         self._count("batched", len(items))
-        text = batch.pack_answers(self._call_item(item, batched, node) for item in items)
-        if not text:
+        answers = []
+        all_fine = True
+        peer, before = None, ("", "")
+        for item in items:
+            peer_id, hops, content_type, text = item
+            if (peer_id, content_type) != before:
+                before = (peer_id, content_type)
+                peer = self._plain_peer(peer_id, content_type)
+            if peer is None:
+                answer = self._call_item(batch.Item(*item), batched, node)
+            else:
+                message = Message(
+                    peer_id, text, content_type, batched.from_uri, batched.source, hops
+                )
+                answer = _of_item(self.call_peer(peer, message, node)[0])
+            if answer is not batch.FINE:
+                all_fine = False
+            answers.append(answer)
+        if all_fine:
             return PLAIN_OK, True
+        text = batch.pack_answers(answers)
         return Answer(batch.MIXED, "Mixed", text.encode(), batch.CONTENT_TYPE), True
+
+    def _plain_peer(self, peer_id: str, content_type: str) -> Peer | None:
+        """A peer that takes such messages as they stand in a batch."""
+        peer = self.registry.live.get(peer_id)
+        if type(peer) is RawPeer or peer is None or peer.callback is None:
+            return None
+        return peer if content_type and not content_type.endswith(wire.ENCODED) else None
 
     def _call_item(self, item: batch.Item, batched: Message, node: Node | None) -> batch.ItemAnswer:
         peer_id, hops, content_type, text = item
@@ -485,10 +511,7 @@ class Bus:
         else:
             message = Message(peer_id, body, content_type, batched.from_uri, batched.source, hops)
             answer, _ = self.call_peer(peer, message, node)
-            if answer is PLAIN_OK:
-                return batch.FINE
-        code, reason, raw, kind = answer
-        return batch.ItemAnswer(code, reason, raw.decode(), kind if raw else "")
+        return _of_item(answer)
 
     def call_peer(self, peer: Peer, message: Message, node: Node | None) -> tuple[Answer, bool]:
         assert peer.callback is not None
@@ -857,10 +880,13 @@ class Bus:
             call_id = host.call_id()
         except UnicodeDecodeError:
             return False
-        if not call_id or not call_id.startswith(self._prefix):
+        if not call_id:
+            return False
+        is_parcel = call_id.startswith(self._parcel_prefix)
+        if not is_parcel and not call_id.startswith(self._prefix):
             return False
         code, reason = host.reply_status()
-        if code >= 200 and is_parcel(call_id, self._prefix):
+        if code >= 200 and is_parcel:
             self._take_reply(call_id, code, reason)
         elif code >= 200:
             wrong = self.gate.check_answer(host, call_id[len(self._prefix) :], code)
@@ -901,7 +927,7 @@ class Bus:
     def _take_reply(self, call_id: str, code: int, reason: str) -> None:
         """The answer to a parcel of the outbox."""
         host = self.host
-        if code == 200 and is_quiet(call_id, self._prefix):
+        if code == 200 and is_quiet(call_id, self._parcel_prefix):
             event = reply_event(call_id, _SILENT)
             wake = bool(self.shared.words.get("answers_wanted"))
             if not self.shared.engine_inbox.put(event, wake):
@@ -997,6 +1023,14 @@ class Bus:
             more = f" ({self._unlogged - 1} more errors before)" if self._unlogged > 1 else ""
             self.host.log("err", text + more)
             self._logged_at, self._unlogged = now, 0
+
+
+def _of_item(answer: Answer) -> batch.ItemAnswer:
+    """A peer's answer to a message of a batch."""
+    if answer is PLAIN_OK:
+        return batch.FINE
+    code, reason, raw, kind = answer
+    return batch.ItemAnswer(code, reason, raw.decode(), kind if raw else "")
 
 
 def _for_agent(code: int, agent: wire.Agent) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
@@ -165,15 +166,16 @@ class Engine:
         self._boot = f"{rng.getrandbits(40):010x}"
         self._count = 0
         if outbox is None:
-            room, token = self._batch_room, self._token
-            outbox = Outbox(settings.outbox_memory, self._boot, room, token)
+            outbox = Outbox(settings.outbox_memory, self._boot, self._room, self._token)
         else:
-            outbox.room, outbox.token = self._batch_room, self._token
+            outbox.room, outbox.token = self._room, self._token
         self.outbox = outbox
-        self._batch_rooms: dict[str, int] = {}
-        self._parcel_id = re.compile(
-            rf"[{_PARCEL}{_QUIET}]{self.outbox.boot}\.([0-9a-f]{{1,16}})\.([0-9a-f]{{8}})"
-        )
+        self._signs = bool(settings.keys)
+        self._tokens: list[str] = []
+        self._from_uris: dict[str, SipUri] = {}  # by peer
+        self._envelopes: dict[str, _Envelope] = {}  # by the node's URI
+        self._packed: tuple[list[batch.Piece], str] = ([], "")  # the last batch's
+        self._parcel_prefix = parcel_prefix(settings)
         self._answers_wanted: bool | None = None  # as it was told last
         self._nodes_changed = True  # since the outbox was told of them
         self._full: frozenset[tuple[str, int]] | None = None  # as it was shown last
@@ -223,7 +225,7 @@ class Engine:
             return
         if kind == "reply":
             _, call_id, *answer = event
-            match = self._parcel_id.fullmatch(call_id[len(self.call_id_prefix) :])
+            match = _PARCEL_ID.fullmatch(call_id, len(self._parcel_prefix))
             if match:
                 self.outbox.answered(int(match[1], 16), match[2], Answered(*answer))
             return
@@ -336,6 +338,7 @@ class Engine:
         """Tell the outbox of the nodes, when it has something for one."""
         if self._nodes_changed:
             self._nodes_changed = False
+            self._envelopes.clear()
             self.outbox.set_nodes(self.membership.nodes(), now)
 
     def _work_off_outbox(self, now: float) -> None:
@@ -344,7 +347,8 @@ class Engine:
             parcel = outbox.to_send.popleft()
             node = outbox.node_of(parcel)
             if node is not None:
-                self._outside.send(place(node), self._parcel(parcel, node))
+                envelope = self._envelope(node)
+                self._outside.send(envelope.place, self._request(parcel, envelope))
         if outbox.wants_answers is not self._answers_wanted:
             self._answers_wanted = outbox.wants_answers
             self._outside.want_answers(self._answers_wanted)
@@ -361,60 +365,97 @@ class Engine:
             self._full = outbox.full
             self._outside.full(self._full)
 
-    def _parcel(self, parcel: Parcel, node: Node) -> str:
+    def _request(self, parcel: Parcel, envelope: _Envelope) -> str:
         """The request for what travels together; each time with the same Call-ID and branch."""
-        items = [letter.content.item for letter in parcel.letters]
-        name = self._name(parcel.number, parcel.token, parcel.quiet)
-        if len(items) == 1:
-            return self._request(node, name, items[0], compact=False)
-        body = batch.pack(items)
-        item = batch.Item(batch.PEER, 1, batch.CONTENT_TYPE, body)
-        return self._request(node, name, item, compact=True)
+        pieces = [letter.piece for letter in parcel.letters]
+        number = f"{parcel.number:x}"
+        kind = _QUIET if parcel.quiet else _PARCEL
+        call_id = f"{self._parcel_prefix}{kind}{number}.{parcel.token}"
+        branch = f"z9hG4bK{parcel.token}.{number}"
+        # One for all copies: each is signed anew, and none may run beside another.
+        nonce = f"{_PARCEL}{self.outbox.boot}.{number}" if self._signs else ""
+        if len(pieces) > 1:
+            if pieces != self._packed[0]:
+                self._packed = (pieces, batch.pack(pieces))  # other nodes get the same
+            body, item, form = self._packed[1], batch.EMPTY, envelope.batches
+        else:
+            item = pieces[0].item
+            body = item.body
+            form = envelope.singles.get(pieces[0].head) or self._single(envelope, pieces[0].head)
+        signature = ""
+        if self._signs:
+            to, sender = envelope.node.with_user(item.peer_id), self._from(item.peer_id)
+            signature = self._gate.sign(to, sender, item.content_type, body, nonce)
+        return form.request(branch, call_id, number, body, signature)
 
-    def _name(self, number: int, token: str, quiet: bool = False) -> _Name:
-        """Of a parcel, for its request."""
-        kind = _QUIET if quiet else _PARCEL
-        call_id = f"{self.call_id_prefix}{kind}{self.outbox.boot}.{number:x}.{token}"
-        # One nonce for all copies: each is signed anew, and none may run beside another.
-        nonce = f"{_PARCEL}{self.outbox.boot}.{number:x}"
-        return _Name(call_id, f"z9hG4bK{token}.{number:x}", f"{number:x}", nonce)
-
-    def _token(self) -> str:
-        return f"{self._rng.getrandbits(32):08x}"
-
-    def _request(self, node: Node, name: _Name, item: batch.Item, compact: bool) -> str:
-        peer_id, max_forwards, content_type, body = item
-        socket = self._settings.server_socket
-        return self._gate.build_request(
-            via=wire.Via(node.transport, socket.host, socket.port),
-            branch=name.branch,
-            call_id=name.call_id,
-            tag=name.tag,
-            from_uri=self._settings.server_address.with_user(peer_id),
-            to_uri=SipUri(node.host, node.port, node.transport, peer_id),
-            body=body,
-            max_forwards=max_forwards,
-            user_agent="" if compact else self._user_agent,
-            content_type=content_type,
-            compact=compact,
-            nonce=name.nonce,
+    def _single(self, envelope: _Envelope, head: tuple[str, int, str]) -> wire.Form:
+        """For messages that travel alone."""
+        peer_id, max_forwards, content_type = head
+        node = envelope.node
+        if len(envelope.singles) > 1000:
+            envelope.singles.clear()
+        form = envelope.singles[head] = wire.Form(
+            self._via(node.transport),
+            self._from(peer_id),
+            node.with_user(peer_id),
+            max_forwards,
+            content_type,
+            self._user_agent,
         )
+        return form
 
-    def _batch_room(self, node: Node) -> int:
-        """Bytes that the messages of a batch for a node may have."""
-        room = self._batch_rooms.get(node.uri)
-        if room is None:
+    def _from(self, peer_id: str) -> SipUri:
+        uri = self._from_uris.get(peer_id)
+        if uri is None:
+            if len(self._from_uris) > 4096:
+                self._from_uris.clear()
+            uri = self._from_uris[peer_id] = self._settings.server_address.with_user(peer_id)
+        return uri
+
+    def _via(self, transport: str) -> wire.Via:
+        socket = self._settings.server_socket
+        return wire.Via(transport, socket.host, socket.port)
+
+    def _envelope(self, node: Node) -> _Envelope:
+        envelope = self._envelopes.get(node.uri)
+        if envelope is None:
+            uri = SipUri(node.host, node.port, node.transport)
+            to, sender = uri.with_user(batch.PEER), self._from(batch.PEER)
+            form = wire.Form(
+                self._via(node.transport),
+                sender,
+                to,
+                1,
+                batch.CONTENT_TYPE,
+                "",
+                compact=True,
+                signed=self._signs,
+            )
             limit = self._settings.batch_bytes
             if limit and node.transport != "udp":
                 limit = BATCH_OVER_TCP
-            nothing = batch.Item(batch.PEER, 1, batch.CONTENT_TYPE, "")
-            bare = self._request(node, self._name(0, "0" * 8), nothing, compact=True)
-            if len(self._batch_rooms) > 4096:
-                self._batch_rooms.clear()
-            # The length of the body has more digits than 0.
-            room = self._batch_rooms[node.uri] = limit - len(bare.encode())
-        # The parcel's number stands there three times, and once in the signature.
-        return max(0, room - 4 * (len(f"{self.outbox.count + 1:x}") - 1) - 4)
+            number = f"{LARGEST:x}"
+            bare = form.request(
+                f"z9hG4bK{'0' * 8}.{number}",
+                f"{self._parcel_prefix}{_QUIET}{number}.{'0' * 8}",
+                number,
+                "-",
+                self._gate.sign(to, sender, batch.CONTENT_TYPE, "-", f"{self._boot}.{number}-"),
+            )
+            # The length of the body has up to five digits.
+            room = max(0, limit - len(bare.encode()) - 4)
+            envelope = self._envelopes[node.uri] = _Envelope(place(node), uri, form, {}, room)
+        return envelope
+
+    def _token(self) -> str:
+        if not self._tokens:
+            bits = f"{self._rng.getrandbits(32 * TOKENS):0{8 * TOKENS}x}"
+            self._tokens = [bits[at : at + 8] for at in range(0, 8 * TOKENS, 8)]
+        return self._tokens.pop()
+
+    def _room(self, node: Node) -> int:
+        """Bytes that the messages of a batch for a node may have."""
+        return self._envelope(node).room
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1
@@ -447,18 +488,31 @@ def call_id_prefix(settings: Settings) -> str:
 BATCH_OVER_TCP = 30_000
 
 
-class _Name(NamedTuple):
-    """What names a parcel's request; the same in all its copies."""
-
-    call_id: str
-    branch: str
-    tag: str
-    nonce: str
+#: So many tokens of parcels are drawn at a time: each time is a system call.
+TOKENS = 64
+#: The number of a parcel has no more digits than this one, for a batch's room.
+LARGEST = 0xFFFFFFF
 
 
-#: In a Call-ID after the prefix: that of a parcel, and of one whose answer nobody waits for.  Other
-#: requests have a hexadecimal digit there.
+class _Envelope(NamedTuple):
+    """What is the same in all requests to a node."""
+
+    place: SipUri  # where they are sent
+    node: SipUri
+    batches: wire.Form
+    singles: dict[tuple[str, int, str], wire.Form]
+    room: int  # for the messages of a batch
+
+
+def parcel_prefix(settings: Settings) -> str:
+    """Of the Call-IDs of parcels: short, since a batch has little room."""
+    address = settings.server_address
+    return f"dmq-{zlib.crc32(f'{address.host}:{address.port}'.encode()):08x}"
+
+
+#: Follows in the Call-ID of a parcel, and of one whose answer nobody waits for.
 _PARCEL, _QUIET = "o", "q"
+_PARCEL_ID = re.compile(rf"[{_PARCEL}{_QUIET}]([0-9a-f]{{1,16}})\.([0-9a-f]{{8}})")
 #: Seconds after which outcomes that found no room are told again.
 TELL_AGAIN = 0.02
 
@@ -466,11 +520,6 @@ TELL_AGAIN = 0.02
 def is_quiet(call_id: str, prefix: str) -> bool:
     """Whether nobody waits for the answer to a parcel."""
     return call_id.startswith(_QUIET, len(prefix))
-
-
-def is_parcel(call_id: str, prefix: str) -> bool:
-    """Whether a Call-ID with the engine's prefix is that of a parcel from the outbox."""
-    return call_id.startswith((_PARCEL, _QUIET), len(prefix))
 
 
 # Events, as they travel through the inbox ------------------------------------------------------

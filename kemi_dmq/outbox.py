@@ -48,6 +48,7 @@ WINDOW = 32
 #: Answers to a batch of who does not know what that is: not found, and those of RFC 3261 to types
 #: and extensions.
 REFUSES_BATCHES = frozenset({404, 415, 420, 421})
+_SOME_DIFFER = REFUSES_BATCHES | {batch.MIXED}
 #: Of a node that has just started and takes nothing signed before that: code and reason.
 NOT_YET = (503, "Not Yet")
 #: How long a datagram may live in the network (RFC 3261, T4).
@@ -87,31 +88,23 @@ class Answered(NamedTuple):
     content_type: str
 
 
-class _Content:
-    """What the letters of one post have in common."""
-
-    __slots__ = ("first", "head", "item", "same")
-
-    def __init__(self, post: Post) -> None:
-        self.item = post.item()
-        self.head = self.item.head
-        self.first, self.same = batch.room(self.item)
-
-
 @dataclass(slots=True, eq=False)
 class Letter:
     """A message for one node."""
 
     number: int
     post: Post
-    content: _Content
+    piece: batch.Piece  # the same for all nodes
     uri: str  # the node's
-    node: Key
     size: int  # bytes that it counts for
     lane: _Lane
     alone: bool = False  # its receiver does not take it in a batch
     ended: bool = False
     due: float | None = None  # when its timer runs out: only while it waits
+
+    @property
+    def node(self) -> Key:
+        return self.lane.place.key
 
 
 @dataclass(slots=True, eq=False)
@@ -122,31 +115,36 @@ class Parcel:
     token: str
     letters: list[Letter]
     lane: _Lane
-    quiet: bool = False  # nobody waits for its answer, but to send no more copies
+    size: int  # of all letters
+    quiet: bool  # nobody waits for its answer, but to send no more copies
+    thinned: bool = False  # some letters have ended
     settling: bool = False
     due: float | None = None
     pause: float = 0.0
     last_sent: float = 0.0
-
-    @property
-    def node(self) -> Key:
-        return self.lane.node
 
     def live(self) -> list[Letter]:
         return [letter for letter in self.letters if not letter.ended]
 
 
 @dataclass(slots=True, eq=False)
-class _Lane:
-    node: Key
-    peer_id: str  # "" for letters without an order
-    waiting: OrderedDict[int, Letter] = field(default_factory=OrderedDict)
-    new: list[Letter] = field(default_factory=list)  # since the last flush()
-    open: dict[int, Parcel] = field(default_factory=dict)  # and settling
+class _Place:
+    """What is here for one node."""
 
-    @property
-    def window(self) -> int:
-        return 1 if self.peer_id else WINDOW
+    key: Key
+    node: Node | None = None  # while it is active
+    held: int = 0  # bytes
+    refuses_batches: bool = False
+    lanes: dict[str, _Lane] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    place: _Place
+    peer_id: str  # "" for letters without an order
+    window: int
+    waiting: OrderedDict[int, Letter] = field(default_factory=OrderedDict)
+    open: dict[int, Parcel] = field(default_factory=dict)  # and settling
 
 
 class Ended(NamedTuple):
@@ -182,44 +180,44 @@ class Outbox:
         self.full: frozenset[Key] = frozenset()
         #: Letters and parcels so far; each has its number.
         self.count = 0
-        self._keys: dict[str, Key] = {}  # of URIs
-        self._nodes: dict[Key, Node] = {}  # the active ones
-        self._lanes: dict[Key, dict[str, _Lane]] = {}
+        self._places: dict[Key, _Place] = {}
+        self._by_uri: dict[str, _Place] = {}
         self._ready: dict[_Lane, None] = {}  # where something may leave at the next flush()
         self._held_up: dict[_Lane, None] = {}  # where something waits for an answer
         self._on_their_way: dict[int, Parcel] = {}  # open and settling
-        self._no_batches: set[Key] = set()  # who has refused one
         self._due: list[tuple[float, int, Letter | Parcel]] = []  # a heap; may hold stale ones
         self._pushes = itertools.count()
         self._timed = 0  # letters and parcels that have a timer
-        self._held: dict[Key, int] = {}
 
     # What comes in -------------------------------------------------------------------------
 
     def post(self, post: Post) -> None:
         """A call; they come in the order in which they are to be kept."""
         self.waiting += len(post.uris)
-        content = _Content(post)
+        piece = batch.Piece(post.item())
         size = len(post.body) + len(post.callback) + OVERHEAD
         name = post.peer_id if post.ordered else ""
+        number = self.count
         for uri in post.uris:
-            key = self._keys.get(uri)
-            if key is None:
-                if len(self._keys) > 4096:
-                    self._keys.clear()
-                key = self._keys[uri] = parse_uri(uri).key
-            lanes = self._lanes.get(key)
-            if lanes is None:
-                lanes = self._lanes[key] = {}
-            lane = lanes.get(name)
+            place = self._by_uri.get(uri)
+            if place is None:
+                place = self._by_uri[uri] = self._place(parse_uri(uri).key)
+            lane = place.lanes.get(name)
             if lane is None:
-                lane = lanes[name] = _Lane(key, name)
-            self.count += 1
-            letter = Letter(self.count, post, content, uri, key, size, lane)
-            self._hold(letter, size)
-            lane.waiting[letter.number] = letter
-            lane.new.append(letter)
+                lane = place.lanes[name] = _Lane(place, name, 1 if name else WINDOW)
+            number += 1
+            lane.waiting[number] = Letter(number, post, piece, uri, size, lane)
             self._ready[lane] = None
+            place.held += size
+            if place.held >= self._memory:
+                self._is_full(place)
+        self.count = number
+
+    def _place(self, key: Key) -> _Place:
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = _Place(key)
+        return place
 
     def answered(self, number: int, token: str, answer: Answered) -> None:
         """The final answer to a parcel; of later ones, and of a wrong number or token, nothing
@@ -229,19 +227,22 @@ class Outbox:
             return
         if answer[:2] == NOT_YET and not parcel.settling:
             return  # it is sent again
-        if not parcel.settling:
+        if parcel.quiet and not parcel.thinned and answer.code not in _SOME_DIFFER:
+            self._end_all(parcel)
+        elif not parcel.settling:
+            again = []
             for letter, its in zip(parcel.letters, self._answers(parcel, answer), strict=True):
                 if letter.ended:
                     continue
                 if its is None:
                     letter.alone = True
+                    again.append(letter)
                 else:
                     self._end(letter, Outcome.ANSWERED, its)
-            again = parcel.live()
             for letter in reversed(again):
                 parcel.lane.waiting[letter.number] = letter
                 parcel.lane.waiting.move_to_end(letter.number, last=False)
-            parcel.lane.new += again
+                self._plan(letter, letter.post.expires)
         self._close(parcel)
 
     def _answers(self, parcel: Parcel, answer: Answered) -> list[Answered | None]:
@@ -250,7 +251,7 @@ class Outbox:
         if count == 1:
             return [answer]
         if answer.code in REFUSES_BATCHES:
-            self._no_batches.add(parcel.node)
+            parcel.lane.place.refuses_batches = True
             return [None] * count
         if answer.code != batch.MIXED:
             return [answer] * count
@@ -263,17 +264,22 @@ class Outbox:
 
     def set_nodes(self, nodes: Iterable[Node], now: float) -> None:
         """The list has changed."""
-        before = self._nodes
-        self._nodes = {(node.host, node.port): node for node in nodes if node.active}
-        for key in [key for key in self._lanes if key in self._nodes]:
-            if before.get(key) != self._nodes[key]:
-                self._no_batches.discard(key)
-                for lane in self._lanes[key].values():
+        active = {(node.host, node.port): node for node in nodes if node.active}
+        for key, node in active.items():
+            place = self._place(key)
+            if place.node != node:
+                place.node, place.refuses_batches = node, False
+                for lane in place.lanes.values():
                     for parcel in lane.open.values():
                         if any(letter.post.expires > now for letter in parcel.live()):
                             parcel.pause = 0.0
                             self._send(parcel, now)
                     self._ready[lane] = None
+        for place in [place for key, place in self._places.items() if key not in active]:
+            place.node = None
+            if not place.held and not any(lane.open for lane in place.lanes.values()):
+                del self._places[place.key]
+                self._by_uri.clear()
 
     @property
     def wants_answers(self) -> bool:
@@ -283,17 +289,17 @@ class Outbox:
     def node_of(self, parcel: Parcel) -> Node | None:
         """The node to which a parcel of to_send goes; None if it is not to leave any more."""
         gone = parcel.settling or parcel.number not in self._on_their_way
-        return None if gone else self._nodes.get(parcel.node)
+        return None if gone else parcel.lane.place.node
 
     def release(self, letter: Letter) -> None:
         """Its outcome has been told: it takes no more room."""
-        self.waiting -= 1
-        key = letter.node
-        self._held[key] -= letter.size
-        if not self._held[key]:
-            del self._held[key]
-        if key in self.full and self._held.get(key, 0) < self._memory - self._memory // 8:
-            self.full -= {key}
+        self._release(letter.lane.place, 1, letter.size)
+
+    def _release(self, place: _Place, count: int, size: int) -> None:
+        self.waiting -= count
+        place.held -= size
+        if self.full and place.key in self.full and place.held < self._memory * 7 // 8:
+            self.full -= {place.key}
 
     # Time ----------------------------------------------------------------------------------
 
@@ -326,63 +332,84 @@ class Outbox:
 
     def held(self, node: Key) -> int:
         """Bytes that wait for a node."""
-        return self._held.get(node, 0)
+        place = self._places.get(node)
+        return place.held if place is not None else 0
 
     # The life of letters and parcels ----------------------------------------------------------
 
     def _go_on(self, lane: _Lane, now: float) -> None:
         """Send of a lane what may leave now."""
-        node = self._nodes.get(lane.node)
         while lane.waiting and len(lane.open) < lane.window:
-            letters = self._next_letters(lane, node, now)
+            letters = self._next_letters(lane, now)
             if not letters:
                 break
             self.count += 1
-            quiet = not lane.peer_id and not any(letter.post.callback for letter in letters)
-            parcel = Parcel(self.count, self.token(), letters, lane, quiet)
+            size, quiet = 0, not lane.peer_id
+            for letter in letters:
+                size += letter.size
+                if letter.post.callback:
+                    quiet = False
+            parcel = Parcel(self.count, self.token(), letters, lane, size, quiet)
             lane.open[parcel.number] = self._on_their_way[parcel.number] = parcel
             self._send(parcel, now)
-        if lane.waiting and lane.open:
+        if not lane.waiting:
+            self._held_up.pop(lane, None)
+            if lane.peer_id and not lane.open:
+                lane.place.lanes.pop(lane.peer_id, None)
+            return
+        if lane.open:
             self._held_up[lane] = None
         else:
             self._held_up.pop(lane, None)
-        for letter in lane.new:
-            if letter.due is None and letter.number in lane.waiting:
-                self._plan(letter, letter.post.expires)
-        lane.new.clear()
-        if not lane.waiting and not lane.open:
-            lanes = self._lanes.get(lane.node, {})
-            if lanes.pop(lane.peer_id, None) is not None and not lanes:
-                del self._lanes[lane.node]
+        for letter in reversed(lane.waiting.values()):
+            if letter.due is not None:
+                break  # and those before it
+            self._plan(letter, letter.post.expires)
 
-    def _next_letters(self, lane: _Lane, node: Node | None, now: float) -> list[Letter]:
+    def _next_letters(self, lane: _Lane, now: float) -> list[Letter]:
         """Those that leave together, taken out of what waits."""
+        node = lane.place.node
+        if len(lane.waiting) == 1:  # as on a bus that is not busy
+            _, letter = lane.waiting.popitem()
+            if letter.due is not None:
+                self._timed -= 1
+                letter.due = None
+            if letter.post.expires <= now:
+                self._end(letter, Outcome.EXPIRED)
+            elif node is not None and (node.python or not letter.post.encoded):
+                return [letter]
+            else:
+                lane.waiting[letter.number] = letter
+            return []
         letters: list[Letter] = []
+        expired: list[Letter] = []
         left, before = 0, None
-        while lane.waiting:
-            letter = next(iter(lane.waiting.values()))
+        for letter in lane.waiting.values():
             post = letter.post
             if post.expires <= now:
-                self._take_out(letter)
-                self._end(letter, Outcome.EXPIRED)
+                expired.append(letter)
                 continue
             if node is None or (post.encoded and not node.python):
                 break
             if not letters:
-                refuses = letter.alone or not node.python or lane.node in self._no_batches
+                refuses = letter.alone or not node.python or lane.place.refuses_batches
                 left = 0 if refuses else self.room(node)
             elif letter.alone or len(letters) == batch.MAX_MESSAGES:
                 break
             if left:
-                content = letter.content
-                size = content.same if content.head == before else content.first
+                piece = letter.piece
+                size = piece.same_size if piece.head == before else piece.first_size
                 if letters and size > left:
                     break
-                left, before = max(0, left - size), content.head
-            self._take_out(letter)
+                left, before = max(0, left - size), piece.head
             letters.append(letter)
             if not left:
                 break
+        for letter in letters:
+            self._take_out(letter)
+        for letter in expired:
+            self._take_out(letter)
+            self._end(letter, Outcome.EXPIRED)
         return letters
 
     def _take_out(self, letter: Letter) -> None:
@@ -394,9 +421,15 @@ class Outbox:
     def _send(self, parcel: Parcel, now: float) -> None:
         self.to_send.append(parcel)
         parcel.last_sent = now
-        first = T1 if self._nodes[parcel.node].transport == "udp" else T2
-        parcel.pause = min(2 * parcel.pause, T2) or first
-        self._plan(parcel, min(now + parcel.pause, _earliest(parcel.live())))
+        if parcel.pause:
+            parcel.pause = min(2 * parcel.pause, T2)
+        else:
+            node = parcel.lane.place.node
+            parcel.pause = T1 if node is not None and node.transport == "udp" else T2
+        first = parcel.letters[0].post.expires
+        if len(parcel.letters) > 1:
+            first = _earliest(parcel.letters)
+        self._plan(parcel, min(now + parcel.pause, first))
 
     def _time_out(self, parcel: Parcel, now: float) -> None:
         """Its timer has run out."""
@@ -405,11 +438,12 @@ class Outbox:
             return
         for letter in parcel.live():
             if letter.post.expires <= now:
+                parcel.thinned = True
                 self._end(letter, Outcome.TIMED_OUT)
         live = parcel.live()
         if live:
             again = parcel.last_sent + parcel.pause
-            if parcel.node not in self._nodes:
+            if parcel.lane.place.node is None:
                 self._plan(parcel, _earliest(live))
             elif now < again:
                 self._plan(parcel, min(again, _earliest(live)))
@@ -431,9 +465,18 @@ class Outbox:
             self.release(letter)
             return
         if answer is not None:
-            self._hold(letter, len(answer.body))
+            place = letter.lane.place
+            place.held += len(answer.body)
             letter.size += len(answer.body)
+            if place.held >= self._memory:
+                self._is_full(place)
         self.ended.append(Ended(letter, outcome, answer))
+
+    def _end_all(self, parcel: Parcel) -> None:
+        """Of a parcel of whose letters nobody is to be told."""
+        count = len(parcel.letters)
+        self.silent[Outcome.ANSWERED] += count
+        self._release(parcel.lane.place, count, parcel.size)
 
     def _close(self, parcel: Parcel) -> None:
         """It is no longer on its way: the next one may leave."""
@@ -452,6 +495,10 @@ class Outbox:
         timed.due = when
         heapq.heappush(self._due, (when, next(self._pushes), timed))
 
+    def _is_full(self, place: _Place) -> None:
+        if place.key not in self.full:
+            self.full |= {place.key}
+
     def _drop_stale(self) -> None:
         due = self._due
         while due and due[0][2].due != due[0][0]:
@@ -460,14 +507,9 @@ class Outbox:
             self._due = [entry for entry in due if entry[2].due == entry[0]]
             heapq.heapify(self._due)
 
-    def _hold(self, letter: Letter, size: int) -> None:
-        held = self._held[letter.node] = self._held.get(letter.node, 0) + size
-        if held >= self._memory and letter.node not in self.full:
-            self.full |= {letter.node}
-
 
 def _earliest(letters: list[Letter]) -> float:
-    return min(letter.post.expires for letter in letters)
+    return min([letter.post.expires for letter in letters])
 
 
 # Events, as they travel through the inboxes ----------------------------------------------------

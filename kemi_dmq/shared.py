@@ -12,6 +12,7 @@ import heapq
 import marshal
 import mmap
 import os
+import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -163,6 +164,12 @@ class Snapshot:
                 return version, marshal.loads(data)
 
 
+#: Before a record in a ring: its length and CRC.  Or, as where it has no room, that the next one is
+#: at the ring's beginning.
+_HEAD = struct.Struct("<II")
+_SKIP = 0xFFFFFFFF
+
+
 class Inbox:
     """A queue into one process, written by all others.
 
@@ -204,13 +211,11 @@ class Inbox:
             return 0
         base = mine * self._ring
         if skip:
-            if skip >= 4:
-                self._rings[base + offset : base + offset + 4] = b"\xff\xff\xff\xff"
+            if skip >= 8:
+                _HEAD.pack_into(self._rings, base + offset, _SKIP, 0)
             head, offset = head + skip, 0
         start = base + offset
-        self._rings[start : start + need] = (
-            len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data
-        )
+        self._rings[start : start + need] = _HEAD.pack(len(data), zlib.crc32(data)) + data
         self._heads[mine] = head + need
         if wake:
             self.wake()
@@ -291,13 +296,13 @@ class Inbox:
         yet on this processor (its wake-up comes)."""
         offset = tail % self._ring
         start = ring * self._ring + offset
-        length = int.from_bytes(self._rings[start : start + 4], "little")
-        if self._ring - offset < 4 or length == 0xFFFFFFFF:
-            tail += self._ring - offset
+        room = self._ring - offset
+        length, crc = _HEAD.unpack_from(self._rings, start) if room >= 8 else (_SKIP, 0)
+        if length == _SKIP:
+            tail += room
             start = ring * self._ring
-            length = int.from_bytes(self._rings[start : start + 4], "little")
+            length, crc = _HEAD.unpack_from(self._rings, start)
         data = self._rings[start + 8 : start + 8 + length]
-        crc = int.from_bytes(self._rings[start + 4 : start + 8], "little")
         return (data if zlib.crc32(data) == crc else None), tail + length + 8
 
     def clear_wake(self) -> None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 METHOD = "KDMQ"
 #: Option tag (RFC 3261, 19.2) by which Python nodes know each other; the number is the version of
@@ -305,47 +306,80 @@ def build_request(
     user_agent: str,
     content_type: str = "text/plain",
     headers: str = "",
-    compact: bool = False,
 ) -> str:
-    """A whole KDMQ request, for a host that sends text (RFC 3261, 8.1.1).  headers: further
-    header lines.  compact: in the short form of headers (7.3.3), for a Python node that knows this
-    one."""
-    size = size_of(body)
-    if compact:
-        to_text, from_text = f"{to_uri}", f"{from_uri.with_transport('udp')}"
-        if not headers:  # else they are signed as they stand
-            to_text, from_text = _without_port(to_text), _without_port(from_text)
+    """A whole KDMQ request, for a host that sends text.  headers: further header lines."""
+    form = Form(via, from_uri, to_uri, max_forwards, content_type, user_agent)
+    return form.request(branch, call_id, tag, body, headers)
+
+
+class Form:
+    """What KDMQ requests from one peer to another have in common (RFC 3261, 8.1.1), written once.
+
+    compact: in the short form of headers (7.3.3) and without what can be left out, for a Python
+    node that knows this one.  signed: they get a header that signs them, and with them the URIs as
+    these say.
+    """
+
+    def __init__(
+        self,
+        via: Via,
+        from_uri: SipUri,
+        to_uri: SipUri,
+        max_forwards: int,
+        content_type: str,
+        user_agent: str,
+        *,
+        compact: bool = False,
+        signed: bool = False,
+    ) -> None:
+        to, sender = str(to_uri), str(from_uri.with_transport("udp"))
+        sent_by = f"{via.host}:{via.port}"
+        if compact:
+            sent_by = _without_port(sent_by)
+            if not signed:
+                to, sender = _without_port(to), _without_port(sender)
+        names = _SHORT if compact else _LONG
+        start = f"{METHOD} {to} SIP/2.0\r\n{names.via}SIP/2.0/{via.transport.upper()} {sent_by}"
+        self._to_branch = f"{start};branch="
+        self._to_tag = f"\r\n{names.to}<{to}>\r\n{names.sender}<{sender}>;tag="
+        self._to_call_id = f"\r\n{names.cseq}10 {METHOD}\r\n{names.call_id}"
+        more = "" if compact else f"{SUPPORTED}User-Agent: {user_agent}\r\n"
+        self._to_type = f"\r\n{names.max_forwards}{max_forwards}\r\n{more}"
+        self._type = f"{names.content_type}{content_type}\r\n"
+        self._length = names.length
+
+    def request(self, branch: str, call_id: str, tag: str, body: str, headers: str = "") -> str:
         return (
-            f"{METHOD} {to_text} SIP/2.0\r\n"
-            f"v:SIP/2.0/{via.transport.upper()} {via.host}:{via.port};branch={branch}\r\n"
-            f"t:<{to_text}>\r\n"
-            f"f:<{from_text}>;tag={tag}\r\n"
-            f"CSeq:10 {METHOD}\r\n"
-            f"i:{call_id}\r\n"
-            f"Max-Forwards:{max_forwards}\r\n"
-            f"c:{content_type}\r\n"
-            f"{headers}"
-            f"l:{size}\r\n"
-            "\r\n"
-            f"{body}"
+            f"{self._to_branch}{branch}{self._to_tag}{tag}{self._to_call_id}{call_id}"
+            f"{self._to_type}{self._type if body else ''}{headers}"
+            f"{self._length}{size_of(body)}\r\n\r\n{body}"
         )
-    typed = f"Content-Type: {content_type}\r\n" if body else ""
-    return (
-        f"{METHOD} {to_uri} SIP/2.0\r\n"
-        f"Via: SIP/2.0/{via.transport.upper()} {via.host}:{via.port};branch={branch}\r\n"
-        f"To: <{to_uri}>\r\n"
-        f"From: <{from_uri.with_transport('udp')}>;tag={tag}\r\n"
-        f"CSeq: 10 {METHOD}\r\n"
-        f"Call-ID: {call_id}\r\n"
-        f"Max-Forwards: {max_forwards}\r\n"
-        f"{SUPPORTED}"
-        f"User-Agent: {user_agent}\r\n"
-        f"{typed}"
-        f"{headers}"
-        f"Content-Length: {size}\r\n"
-        "\r\n"
-        f"{body}"
-    )
+
+
+class _Names(NamedTuple):
+    """Of headers, as they stand in a request."""
+
+    via: str
+    to: str
+    sender: str
+    cseq: str
+    call_id: str
+    max_forwards: str
+    content_type: str
+    length: str
+
+
+_LONG = _Names(
+    "Via: ",
+    "To: ",
+    "From: ",
+    "CSeq: ",
+    "Call-ID: ",
+    "Max-Forwards: ",
+    "Content-Type: ",
+    "Content-Length: ",
+)
+_SHORT = _Names("v:", "t:", "f:", "CSeq:", "i:", "Max-Forwards:", "c:", "l:")
 
 
 def size_of(text: str) -> int:

@@ -253,7 +253,7 @@ class KamailioHost:
         sock = self.socket(to.transport)
         # Without a socket of that transport corex connects all the same, and Kamailio's TCP
         # process dies of the answer where it listens on UDP only.
-        return bool(sock) and KSR.corex.sendx(str(to.with_user("")), sock, text) >= 0
+        return bool(sock) and self._sendx(_place_text(to), sock, text) >= 0
 
     def replicate(self, places: list[SipUri]) -> bool:
         ruri = str(KSR.pv.get("$ru"))
@@ -351,6 +351,11 @@ class KamailioHost:
     @staticmethod
     def _text(value: object) -> str:
         return value if isinstance(value, str) else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _place_text(to: SipUri) -> str:
+    return str(to.with_user(""))
 
 
 def _core_has_event_route(name: str) -> bool:

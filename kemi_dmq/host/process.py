@@ -5,6 +5,7 @@ Kamailio's rtimer starts each and calls into it; the call does not return while 
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import random
@@ -35,6 +36,8 @@ SHORT_STAY = 0.1
 LETTERS_A_TURN = 32
 #: Seconds after which the engine moves though nothing has happened, for DMQ.health().
 SIGN_OF_LIFE = 5.0
+#: New objects in the engine's process after which it looks for garbage.
+GARBAGE = 50_000
 #: Seconds before each copy of the goodbye over UDP.  Nobody is left who would read an answer; those
 #: that go out at once may find the same full receive buffer.
 GOODBYES = (0.0, 0.02, 0.06)
@@ -168,6 +171,10 @@ class EngineProcess:
         posts.wake()
         if not self._started:
             self._started = True
+            # What lives as long as the process is not looked through for garbage, and what a
+            # message needs has no cycles: looking took a fifth of the time.
+            gc.freeze()
+            gc.set_threshold(GARBAGE)
             _, known = shared.snapshot.read()
             engine.start(time.monotonic(), Published(known) if known else None)
             local = self._bus.settings.server_address.host

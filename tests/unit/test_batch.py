@@ -11,9 +11,9 @@ from kemi_dmq.batch import (
     BatchError,
     Item,
     ItemAnswer,
+    Piece,
     pack,
     pack_answers,
-    room,
     unpack,
     unpack_answers,
 )
@@ -28,11 +28,13 @@ answers = st.just(FINE) | st.builds(ItemAnswer, st.integers(200, 699), reasons, 
 
 @given(st.lists(items, min_size=1, max_size=12))
 def test_a_batch_holds_any_messages(messages: list[Item]) -> None:
-    text = pack(messages)
+    pieces = [Piece(message) for message in messages]
+    text = pack(pieces)
     assert unpack(text) == messages
     size = 0
-    for item, before in zip(messages, [None, *messages], strict=False):
-        size += room(item)[before is not None and before.head == item.head]
+    for piece, before in zip(pieces, [None, *pieces], strict=False):
+        same = before is not None and before.head == piece.head
+        size += piece.same_size if same else piece.first_size
     assert len(text.encode()) == size
 
 
@@ -50,7 +52,7 @@ def test_the_format_is_the_documented_one() -> None:
         Item("chat", 1, "text/plain", "a\nb"),
         Item("log", 1, "text/plain", ""),
     ]
-    assert pack(messages) == "chat 1 6 text/plain\nhällo:3\na\nblog 1 0 text/plain\n"
+    assert pack(map(Piece, messages)) == "chat 1 6 text/plain\nhällo:3\na\nblog 1 0 text/plain\n"
     replies = [FINE, ItemAnswer(404, "User Not Found", "", ""), ItemAnswer(200, "OK", "x", "a/b")]
     assert pack_answers(replies) == "1 404 0\t\tUser Not Found\n2 200 1\ta/b\tOK\nx"
 

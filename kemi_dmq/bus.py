@@ -86,6 +86,9 @@ class NodeList:
         self._published = published
         self.by_from: dict[str, Node | None] = {}
         self._to_uris: dict[tuple[str, str], SipUri] = {}
+        #: Of messages without a transaction: node's URI, peer, Max-Forwards, Content-Type -> where
+        #: they go and what they have in common.
+        self.forms: dict[tuple[str, str, int, str], tuple[SipUri, wire.Form]] = {}
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -841,24 +844,42 @@ class Bus:
         self, node: Node, peer_id: str, body: str, max_forwards: int, content_type: str
     ) -> bool:
         """Send text without a transaction: once, and without an outcome."""
-        to = self.node_list().to_uri(node, peer_id)
         self._send_count += 1
         mine = self.shared.processes.mine()
+        nodes = self.node_list()
+        key = (node.uri, peer_id, max_forwards, content_type)
+        where, form = nodes.forms.get(key) or self._new_form(nodes, node, *key[1:])
         unique = f"{time.time_ns():x}.{mine}.{self._send_count}"
-        socket = self.settings.server_socket
-        text = self.gate.build_request(
-            via=wire.Via(to.transport, socket.host, socket.port),
-            branch=f"z9hG4bK{unique}",
-            call_id=f"{unique}@{socket.host.strip('[]')}",
-            tag=f"{mine}.{self._send_count}",
-            from_uri=self.from_uri(peer_id),
-            to_uri=to,
-            body=body,
-            max_forwards=max_forwards,
-            content_type=content_type,
-            user_agent=self.user_agent(),
+        signature = ""
+        if self._signs:
+            to = nodes.to_uri(node, peer_id)
+            signature = self.gate.sign(to, self.from_uri(peer_id), content_type, body)
+        text = form.request(
+            f"z9hG4bK{unique}",
+            f"{unique}@{self.settings.server_socket.host.strip('[]')}",
+            f"{mine}.{self._send_count}",
+            body,
+            signature,
         )
-        return self.host.send_text(place(node), text)
+        return self.host.send_text(where, text)
+
+    def _new_form(
+        self, nodes: NodeList, node: Node, peer_id: str, max_forwards: int, content_type: str
+    ) -> tuple[SipUri, wire.Form]:
+        socket = self.settings.server_socket
+        to = nodes.to_uri(node, peer_id)
+        form = wire.Form(
+            wire.Via(to.transport, socket.host, socket.port),
+            self.from_uri(peer_id),
+            to,
+            max_forwards,
+            content_type,
+            self.user_agent(),
+        )
+        if len(nodes.forms) >= 4096:
+            nodes.forms.clear()
+        nodes.forms[node.uri, peer_id, max_forwards, content_type] = (place(node), form)
+        return place(node), form
 
     def tell_unattached(self) -> None:
         self.attached = True  # told once

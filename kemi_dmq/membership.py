@@ -168,6 +168,7 @@ class _Member:
     # Python nodes: swim.py
     state: State = State.ALIVE
     incarnation: int = 0  # 0: not known yet
+    anew: bool = False  # it is back, and has not said yet with which incarnation
     suspicion: Suspicion | None = None
     share: int = 0  # its part in the digest
 
@@ -638,6 +639,8 @@ class Membership:
         elif line.status == "active":
             self._alive(member)
             if not before:
+                # A worker of it has answered before its engine began: that will say.
+                member.anew = True
                 member.ping, member.next_ping = None, self._now
             elif member.ping and not member.excused:
                 # The answer may have been lost: it is asked again before anything is concluded,
@@ -655,7 +658,7 @@ class Membership:
         """What is said of a Python node, in order of its incarnations."""
         if state == "alive":
             if incarnation > member.incarnation:
-                started_again = 0 < member.incarnation < incarnation - RESTARTS
+                started_again = 0 < member.incarnation < incarnation - RESTARTS and not member.anew
                 self._set_incarnation(member, incarnation)
                 if not self._change(member, Cause.NEWER):
                     self._rumour(member)
@@ -824,7 +827,7 @@ class Membership:
 
     def _set_incarnation(self, member: _Member, incarnation: int) -> None:
         if incarnation != member.incarnation:
-            member.incarnation = incarnation
+            member.incarnation, member.anew = incarnation, False
             self._touch()
             self._place(member)
 

@@ -14,6 +14,7 @@ import binascii
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -190,6 +191,7 @@ class FakeKamailio:
         self.variables: dict[str, bytes | int] = {}
         self.htables: dict[str, dict[str, str]] = {}  # those that kamailio.cfg declares
         self.rpc: list[str] = []  # what jsonrpcs was given
+        self.calls: Counter[str] = Counter()  # of KSR functions, such as pv.get
         self._reply_headers = ""
         self._reply_body: tuple[str, str] | None = None
         self._send_socket = ""

@@ -54,6 +54,8 @@ def _kemi(function: Callable[_P, _R]) -> Callable[_P, _R]:
             raise SystemError(
                 f"<built-in function {function.__name__}> returned a result with an exception set"
             ) from error
+        module = type(this).__name__.lower().strip("_")
+        this._kamailio.calls[f"{module}.{function.__name__}"] += 1
         result = function(this, *given)  # type: ignore[call-arg]
         return 0 if nothing else result
 

@@ -217,6 +217,23 @@ def test_a_node_is_believed_about_itself() -> None:
     assert len(of(FirstList, actions)) == 1, "it has come back"
 
 
+def test_init_runs_once_for_a_node_that_is_back_before_its_engine() -> None:
+    membership = make()
+    uri = f"{A};status={{}};inc={{}}\r\n"
+
+    def says(status: str, incarnation: int, now: float) -> list[Action]:
+        said, _ = parse_body(uri.format(status, incarnation))
+        return membership.on_notification(A, said, PYTHON, 1, now)
+
+    assert len(of(FirstList, says("active", 10_000, 0.0))) == 1
+    says("not_active", 10_000, 1.0)
+    probe = Notify(A, "", 1, 1.0, address=A.host)
+    actions = membership.on_answer(probe, 200, lines(A), PYTHON, 2.0)  # by one of its workers
+    assert [tell.event for tell in of(Tell, actions)] == [UP] and len(of(FirstList, actions)) == 1
+    assert of(FirstList, says("active", 50_000, 2.1)) == []
+    assert len(of(FirstList, says("active", 90_000, 3.0))) == 1, "it has started again"
+
+
 def test_nobody_demotes_the_local_node() -> None:
     membership = make()
     hello(membership, A)

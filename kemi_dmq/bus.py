@@ -906,9 +906,9 @@ class Bus:
         is_parcel = call_id.startswith(self._parcel_prefix)
         if not is_parcel and not call_id.startswith(self._prefix):
             return False
-        code, reason = host.reply_status()
+        code = host.reply_code()
         if code >= 200 and is_parcel:
-            self._take_reply(call_id, code, reason)
+            self._take_reply(call_id, code)
         elif code >= 200:
             wrong = self.gate.check_answer(host, call_id[len(self._prefix) :], code)
             if wrong:
@@ -945,7 +945,7 @@ class Bus:
             f"kemi_dmq: an answer {code} from {source} does not count: {wrong}{hint}",
         )
 
-    def _take_reply(self, call_id: str, code: int, reason: str) -> None:
+    def _take_reply(self, call_id: str, code: int) -> None:
         """The answer to a parcel of the outbox."""
         host = self.host
         if code == 200 and is_quiet(call_id, self._parcel_prefix):
@@ -958,7 +958,7 @@ class Bus:
         if len(body if isinstance(body, bytes) else body.encode()) > MAX_ANSWER:
             self.log_some(f"kemi_dmq: the body of a reply to {call_id} is left out: too large")
             body = ""
-        answer = Answered(code, reason, body, host.content_type() if body else "")
+        answer = Answered(code, host.reply_reason(), body, host.content_type() if body else "")
         if not self.shared.engine_inbox.put(reply_event(call_id, answer)):
             self._inbox_full("engine")  # it is sent again, and answered again
 
@@ -980,7 +980,7 @@ class Bus:
         body = host.body() or ""
         content_type = host.content_type() if body else ""
         self.run_response(
-            event_param, Reply(code, host.reply_status()[1], body, content_type, timed_out=False)
+            event_param, Reply(code, host.reply_reason(), body, content_type, timed_out=False)
         )
         return True
 

@@ -167,8 +167,11 @@ class KamailioHost:
             return False
         return self._reply(code, reason) >= 0
 
-    def reply_status(self) -> tuple[int, str]:
-        return int(self._pv("$rs") or 0), self._read("$rr")
+    def reply_code(self) -> int:
+        return int(self._pv("$rs") or 0)
+
+    def reply_reason(self) -> str:
+        return self._read("$rr")
 
     # Sending
 

@@ -49,7 +49,9 @@ class Host(Protocol):
     def send_reply(self, way_back: tuple[str, str], to: tuple[str, int], text: str) -> bool:
         """Send a whole reply, from any process; over TCP and TLS on the request's connection."""
 
-    def reply_status(self) -> tuple[int, str]: ...
+    def reply_code(self) -> int: ...
+    def reply_reason(self) -> str: ...
+
     def drop(self) -> None:
         """Let Kamailio do nothing more with the reply being handled."""
 

@@ -113,8 +113,11 @@ class SimulatedHost:
     def send_reply(self, way_back: tuple[str, str], to: tuple[str, int], text: str) -> bool:
         raise NotImplementedError("simulated nodes have no workers")
 
-    def reply_status(self) -> tuple[int, str]:
-        return self.message.code, self.message.reason
+    def reply_code(self) -> int:
+        return self.message.code
+
+    def reply_reason(self) -> str:
+        return self.message.reason
 
     def drop(self) -> None:
         pass

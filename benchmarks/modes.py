@@ -48,8 +48,8 @@ WITH_NATS = Mode("NATS", NATS)
 SEND = (CALLBACK, PLAIN, SL_SEND, THE_C_MODULE)
 #: To all nodes.
 BROADCAST = (PLAIN, DIRECT, SL_SEND, THE_C_MODULE)
-#: Under load: throughput and latency, the registration storm.  (Not sl_send: what goes out without a
-#: transaction or the outbox outruns its receivers.)
+#: Under load: throughput and latency, the registration storm.  (Not sl_send: what goes out without
+#: a transaction or the outbox outruns its receivers.)
 LOAD = (PLAIN, UNBATCHED, DIRECT, THE_C_MODULE)
 #: The same over TCP.
 LOAD_TCP = (

@@ -4,10 +4,10 @@
 that what a request itself costs counts for little (for one each see the registration storm).
 Messages per second are those that the receivers got, all three together; processor time is that of
 all four Kamailios, with what the requests cost, for each message that a receiver got.  *Latency*:
-requests for one broadcast each come at a fixed rate, answered or not: half of what the C module
-does at most, and half of what each does at most itself.  It runs from the call to the receiver's
-peer (in C: until its script sees the message, before dmq_handle_message).  The load comes from a
-Python process on the same machine.
+the requests come at a fixed rate, answered or not: for one broadcast each at half of what the C
+module does at most, and for ten each at half of what each does at most itself.  It runs from the
+call to the receiver's peer (in C: until its script sees the message, before dmq_handle_message).
+The load comes from a Python process on the same machine.
 
 Redis and NATS (Debian's) stand for what a user might pick instead: the SIP worker publishes over a
 connection of its own, and three Kamailios have subscribed, in a process of their own.  The server's
@@ -36,7 +36,8 @@ WINDOW = 20
 A_REQUEST = 10
 SPEED, PER_CPU, GENERATOR = "speed", "per_cpu", "generator"
 P50, P99, RATE = "p50", "p99", "rate"
-LOADS = ("half of C's load", "half of its own load")
+#: What the latency is measured at, and how many broadcasts each request causes there.
+LOADS = {"half of C's load": 1, "half of its own load": A_REQUEST}
 
 
 def measure(directory: Path, options: Options) -> Report:
@@ -69,7 +70,7 @@ def compare(directory: Path, options: Options, modes: Sequence[Mode], name: str)
             ]
             latencies: list[list[Candidate]] = []
             pooled: list[dict[str, list[float]]] = []
-            for number, what in enumerate(LOADS):
+            for number, (what, each) in enumerate(LOADS.items()):
                 pooled.append({bus.mode.name: [] for bus in buses})
                 latencies.append(
                     [
@@ -79,6 +80,7 @@ def compare(directory: Path, options: Options, modes: Sequence[Mode], name: str)
                                 client,
                                 bus,
                                 options.slice,
+                                each,
                                 rate[number],
                                 pooled[-1][bus.mode.name],
                             ),
@@ -99,7 +101,7 @@ def compare(directory: Path, options: Options, modes: Sequence[Mode], name: str)
             Column("load generator, % of a processor", GENERATOR, 0.01, 0),
         ],
     )
-    for number, candidates in enumerate(latencies):
+    for number, (what, candidates) in enumerate(zip(LOADS, latencies, strict=True)):
         base = candidates[base_at]
         for candidate, rate in zip(candidates, rates, strict=True):
             for figures in candidate.rounds:
@@ -107,7 +109,7 @@ def compare(directory: Path, options: Options, modes: Sequence[Mode], name: str)
         text += "\n" + table(
             candidates,
             [
-                Column(f"messages/s, {LOADS[number]}", RATE, 1, 0),
+                Column(f"messages/s, {what}", RATE, 1, 0),
                 Column("p50 ms", P50, 1, 2),
                 Column("p99 ms", P99, 1, 2),
                 Column("p99, ratio to C", P99, base=base),
@@ -192,15 +194,17 @@ def as_many_as_go(client: Sender, bus: Bus, size: int) -> Callable[[], Figures]:
 
 
 def at_rate(
-    client: Sender, bus: Bus, size: int, rate: float, pool: list[float]
+    client: Sender, bus: Bus, size: int, each: int, rate: float, pool: list[float]
 ) -> Callable[[], Figures]:
-    """pool: where all latencies go."""
+    """rate: broadcasts a second, so many for each request.  pool: where all latencies go."""
+    each = min(each, size)
+    size -= size % each
     messages = size * RECEIVERS
 
     def load(triggers: list[bytes], address: str) -> None:
-        client.pace(triggers, address, b"200", rate)
+        client.pace(triggers, address, b"200", rate / each)
 
-    measure = sliced(client, bus, size, 1, load)
+    measure = sliced(client, bus, size, each, load)
 
     def run() -> Figures:
         spent, stamps = measure()

@@ -334,10 +334,10 @@ class Form:
     ) -> None:
         to, sender = str(to_uri), str(from_uri.with_transport("udp"))
         sent_by = f"{via.host}:{via.port}"
-        if compact:
+        if compact and via.transport != "tls":  # whose own port is another one
             sent_by = _without_port(sent_by)
-            if not signed:
-                to, sender = _without_port(to), _without_port(sender)
+        if compact and not signed:
+            to, sender = _without_port(to), _without_port(sender)
         names = _SHORT if compact else _LONG
         start = f"{METHOD} {to} SIP/2.0\r\n{names.via}SIP/2.0/{via.transport.upper()} {sent_by}"
         self._to_branch = f"{start};branch="

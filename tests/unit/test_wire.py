@@ -8,6 +8,7 @@ from kemi_dmq.testing.sip_text import parse
 from kemi_dmq.wire import (
     MAX_LINES,
     Agent,
+    Form,
     Line,
     SipUri,
     Via,
@@ -223,3 +224,25 @@ def test_a_request_reads_back_as_it_was_built(
         True, (6, 1)
     )
     assert message.body == body
+
+
+@given(own.vias, own.uris, own.uris, st.booleans())
+def test_the_short_form_says_the_same(
+    via: Via, from_uri: SipUri, to_uri: SipUri, signed: bool
+) -> None:
+    form = Form(via, from_uri, to_uri, 1, "text/kdmq", "", compact=True, signed=signed)
+    text = form.request("z9hG4bKx", "id", "tag", "b\xf6dy", "X: y\r\n" if signed else "")
+    message = parse(text)
+    sender = from_uri.with_transport("udp")
+    assert parse_uri(message.uri).key == to_uri.key and parse_uri(message.uri).user == to_uri.user
+    assert parse_uri(message.from_uri).key == sender.key
+    if signed:
+        assert (message.uri, message.from_uri) == (str(to_uri), str(sender))
+    sent_by = message.header("Via").removeprefix(f"SIP/2.0/{via.transport.upper()} ")
+    default = 5061 if via.transport == "tls" else 5060
+    host, colon, port = sent_by.partition(";")[0].removeprefix(via.host).partition(":")
+    assert (host, int(port) if colon else default) == ("", via.port)
+    assert message.header("To") == f"<{message.uri}>"
+    assert message.header("Max-Forwards") == "1" and message.header("CSeq") == "10 KDMQ"
+    assert message.header("Content-Type") == "text/kdmq" and message.header("Call-ID") == "id"
+    assert message.header("X") == ("y" if signed else "") and message.body == "b\xf6dy"

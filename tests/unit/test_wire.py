@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from kemi_dmq.testing.sip_text import parse
@@ -227,6 +227,7 @@ def test_a_request_reads_back_as_it_was_built(
 
 
 @given(own.vias, own.uris, own.uris, st.booleans())
+@example(Via("tls", "a", 5060), SipUri("a", 5060), SipUri("b", 5060), False)
 def test_the_short_form_says_the_same(
     via: Via, from_uri: SipUri, to_uri: SipUri, signed: bool
 ) -> None:

@@ -255,7 +255,7 @@ def test_a_death_is_noticed(bus: Bus, variant: str, who: str, measured: Measured
     victim.start()
     # A C node has it as active still, or takes it back at its own next ping.  The notification
     # node asks nobody: the others find it.
-    patience = 15 if who == "a" else 6
+    patience = 15 if who == "a" else 12
     become_whole(nodes, clock, measured, f"return{ROLES[who]} after a death", patience, C_PATIENCE)
 
 

@@ -116,6 +116,8 @@ def _unpack(text: AnyStr, pattern: re.Pattern[AnyStr]) -> list[tuple[AnyStr, int
     peer_id = content_type = text[:0]
     hops = -1
     while at < end:
+        if len(items) == MAX_MESSAGES:
+            raise BatchError("too many messages")
         match = pattern.match(text, at)
         if match is None:
             raise BatchError("not a batch")
@@ -133,8 +135,6 @@ def _unpack(text: AnyStr, pattern: re.Pattern[AnyStr]) -> list[tuple[AnyStr, int
         raise BatchError("a message is cut short")
     if not items:
         raise BatchError("no messages")
-    if len(items) > MAX_MESSAGES:
-        raise BatchError("too many messages")
     return items
 
 

@@ -86,9 +86,8 @@ class NodeList:
         self._published = published
         self.by_from: dict[str, Node | None] = {}
         self._to_uris: dict[tuple[str, str], SipUri] = {}
-        #: Of messages without a transaction: node's URI, peer, Max-Forwards, Content-Type -> where
-        #: they go and what they have in common.
-        self.forms: dict[tuple[str, str, int, str], tuple[SipUri, wire.Form]] = {}
+        #: Of messages without a transaction, by node's URI, peer, Max-Forwards, Content-Type.
+        self.forms: dict[tuple[str, str, int, str], wire.Form] = {}
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -848,7 +847,7 @@ class Bus:
         mine = self.shared.processes.mine()
         nodes = self.node_list()
         key = (node.uri, peer_id, max_forwards, content_type)
-        where, form = nodes.forms.get(key) or self._new_form(nodes, node, *key[1:])
+        form = nodes.forms.get(key) or self._new_form(nodes, node, *key[1:])
         unique = f"{time.time_ns():x}.{mine}.{self._send_count}"
         signature = ""
         if self._signs:
@@ -861,11 +860,11 @@ class Bus:
             body,
             signature,
         )
-        return self.host.send_text(where, text)
+        return self.host.send_text(place(node), text)
 
     def _new_form(
         self, nodes: NodeList, node: Node, peer_id: str, max_forwards: int, content_type: str
-    ) -> tuple[SipUri, wire.Form]:
+    ) -> wire.Form:
         socket = self.settings.server_socket
         to = nodes.to_uri(node, peer_id)
         form = wire.Form(
@@ -878,8 +877,8 @@ class Bus:
         )
         if len(nodes.forms) >= 4096:
             nodes.forms.clear()
-        nodes.forms[node.uri, peer_id, max_forwards, content_type] = (place(node), form)
-        return place(node), form
+        nodes.forms[node.uri, peer_id, max_forwards, content_type] = form
+        return form
 
     def tell_unattached(self) -> None:
         self.attached = True  # told once

@@ -436,8 +436,8 @@ class Engine:
                 limit = BATCH_OVER_TCP
             number = f"{LARGEST:x}"
             bare = form.request(
-                f"z9hG4bK{'0' * 8}.{number}",
-                f"{self._parcel_prefix}{_QUIET}{number}.{'0' * 8}",
+                f"z9hG4bK{'0' * TOKEN}.{number}",
+                f"{self._parcel_prefix}{_QUIET}{number}.{'0' * TOKEN}",
                 number,
                 "-",
                 self._gate.sign(to, sender, batch.CONTENT_TYPE, "-", f"{self._boot}.{number}-"),
@@ -449,13 +449,16 @@ class Engine:
 
     def _token(self) -> str:
         if not self._tokens:
-            bits = f"{self._rng.getrandbits(32 * TOKENS):0{8 * TOKENS}x}"
-            self._tokens = [bits[at : at + 8] for at in range(0, 8 * TOKENS, 8)]
+            bits = f"{self._rng.getrandbits(4 * TOKEN * TOKENS):0{TOKEN * TOKENS}x}"
+            self._tokens = [bits[at : at + TOKEN] for at in range(0, len(bits), TOKEN)]
         return self._tokens.pop()
 
     def _room(self, node: Node) -> int:
         """Bytes that the messages of a batch for a node may have."""
-        return self._envelope(node).room
+        room = self._envelope(node).room
+        if self.outbox.count >= LARGEST:  # the number stands there three times, signed four
+            room -= 4 * (len(f"{self.outbox.count + 1:x}") - len(f"{LARGEST:x}"))
+        return max(0, room)
 
     def _text(self, notice: Notify) -> tuple[str, str]:
         self._count += 1
@@ -490,8 +493,11 @@ BATCH_OVER_TCP = 30_000
 
 #: So many tokens of parcels are drawn at a time: each time is a system call.
 TOKENS = 64
-#: The number of a parcel has no more digits than this one, for a batch's room.
+#: What an envelope's room is reckoned for; later numbers take more.
 LARGEST = 0xFFFFFFF
+#: Hexadecimal digits of a parcel's token.  Receivers know a request again for as long as a day, and
+#: after a start of Kamailio the numbers begin anew: the tokens tell them apart.
+TOKEN = 10
 
 
 class _Envelope(NamedTuple):
@@ -512,7 +518,7 @@ def parcel_prefix(settings: Settings) -> str:
 
 #: Follows in the Call-ID of a parcel, and of one whose answer nobody waits for.
 _PARCEL, _QUIET = "o", "q"
-_PARCEL_ID = re.compile(rf"[{_PARCEL}{_QUIET}]([0-9a-f]{{1,16}})\.([0-9a-f]{{8}})")
+_PARCEL_ID = re.compile(rf"[{_PARCEL}{_QUIET}]([0-9a-f]{{1,16}})\.([0-9a-f]{{{TOKEN}}})")
 #: Seconds after which outcomes that found no room are told again.
 TELL_AGAIN = 0.02
 

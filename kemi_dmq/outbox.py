@@ -370,16 +370,13 @@ class Outbox:
         """Those that leave together, taken out of what waits."""
         node = lane.place.node
         if len(lane.waiting) == 1:  # as on a bus that is not busy
-            _, letter = lane.waiting.popitem()
-            if letter.due is not None:
-                self._timed -= 1
-                letter.due = None
+            letter = next(iter(lane.waiting.values()))
             if letter.post.expires <= now:
+                self._take_out(letter)
                 self._end(letter, Outcome.EXPIRED)
             elif node is not None and (node.python or not letter.post.encoded):
+                self._take_out(letter)
                 return [letter]
-            else:
-                lane.waiting[letter.number] = letter
             return []
         letters: list[Letter] = []
         expired: list[Letter] = []

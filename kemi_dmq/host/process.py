@@ -173,6 +173,7 @@ class EngineProcess:
             self._started = True
             # What lives as long as the process is not looked through for garbage, and what a
             # message needs has no cycles: looking took a fifth of the time.
+            gc.collect()  # an engine that failed
             gc.freeze()
             gc.set_threshold(GARBAGE)
             _, known = shared.snapshot.read()

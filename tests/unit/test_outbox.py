@@ -397,6 +397,17 @@ def test_timers_of_messages_that_are_over_do_not_pile_up() -> None:
     assert is_empty(driven.outbox)
 
 
+def test_a_node_that_comes_and_goes_leaves_no_timers_of_what_it_cannot_get() -> None:
+    driven = Driven(C)
+    driven.post("eA==", C, encoded=True, ordered=False, deadline=80_000)
+    for _ in range(2000):
+        for nodes in ((), (C,)):
+            driven.outbox.set_nodes(nodes, driven.now)
+            driven.work_off()
+    assert driven.sent == [] and driven.outbox.waiting == 1
+    assert len(driven.outbox._due) == 1
+
+
 def test_an_outcome_says_what_the_callback_is_to_be_told() -> None:
     driven = Driven()
     driven.post(deadline=1)

@@ -462,37 +462,14 @@ class Bus:
         except batch.BatchError:
             return self._bad(400, "Bad Batch"), False
         self._count("batched", len(items))
-        answers = []
-        all_fine = True
-        peer, before = None, ("", "")
-        for item in items:
-            peer_id, hops, content_type, text = item
-            if (peer_id, content_type) != before:
-                before = (peer_id, content_type)
-                peer = self._plain_peer(peer_id, content_type)
-            if peer is None:
-                answer = self._call_item(batch.Item(*item), batched, node)
-            else:
-                message = Message(
-                    peer_id, text, content_type, batched.from_uri, batched.source, hops
-                )
-                answer = _of_item(self.call_peer(peer, message, node)[0])
-            if answer is not batch.FINE:
-                all_fine = False
-            answers.append(answer)
-        if all_fine:
+        text = batch.pack_answers([self._call_item(item, batched, node) for item in items])
+        if not text:
             return PLAIN_OK, True
-        text = batch.pack_answers(answers)
         return Answer(batch.MIXED, "Mixed", text.encode(), batch.CONTENT_TYPE), True
 
-    def _plain_peer(self, peer_id: str, content_type: str) -> Peer | None:
-        """A peer that takes such messages as they stand in a batch."""
-        peer = self.registry.live.get(peer_id)
-        if type(peer) is RawPeer or peer is None or peer.callback is None:
-            return None
-        return peer if content_type and not content_type.endswith(wire.ENCODED) else None
-
-    def _call_item(self, item: batch.Item, batched: Message, node: Node | None) -> batch.ItemAnswer:
+    def _call_item(
+        self, item: tuple[str, int, str, str], batched: Message, node: Node | None
+    ) -> batch.ItemAnswer:
         peer_id, hops, content_type, text = item
         peer = self.registry.live.get(peer_id)
         body: str | bytes | None = text
@@ -513,7 +490,10 @@ class Bus:
         else:
             message = Message(peer_id, body, content_type, batched.from_uri, batched.source, hops)
             answer, _ = self.call_peer(peer, message, node)
-        return _of_item(answer)
+            if answer is PLAIN_OK:
+                return batch.FINE
+        code, reason, raw, kind = answer
+        return batch.ItemAnswer(code, reason, raw.decode(), kind if raw else "")
 
     def call_peer(self, peer: Peer, message: Message, node: Node | None) -> tuple[Answer, bool]:
         assert peer.callback is not None
@@ -1043,14 +1023,6 @@ class Bus:
             more = f" ({self._unlogged - 1} more errors before)" if self._unlogged > 1 else ""
             self.host.log("err", text + more)
             self._logged_at, self._unlogged = now, 0
-
-
-def _of_item(answer: Answer) -> batch.ItemAnswer:
-    """A peer's answer to a message of a batch."""
-    if answer is PLAIN_OK:
-        return batch.FINE
-    code, reason, raw, kind = answer
-    return batch.ItemAnswer(code, reason, raw.decode(), kind if raw else "")
 
 
 def _for_agent(code: int, agent: wire.Agent) -> int:

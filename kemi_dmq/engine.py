@@ -466,13 +466,12 @@ class Engine:
         stamped = self._gate.stamp(unique, notice.place.host)
         call_id = f"{self.call_id_prefix}{stamped}"
         channel = self._settings.notification_channel
-        socket = self._settings.server_socket
         text = self._gate.build_request(
-            via=wire.Via(notice.to.transport, socket.host, socket.port),
+            via=self._via(notice.to.transport),
             branch=f"z9hG4bK{unique}.{self._rng.getrandbits(32):08x}",
             call_id=call_id,
             tag=f"{self._rng.getrandbits(32):08x}",
-            from_uri=self._settings.server_address.with_user(channel),
+            from_uri=self._from(channel),
             to_uri=notice.to.with_user(channel),
             body=notice.body,
             max_forwards=notice.max_forwards,
@@ -489,8 +488,6 @@ def call_id_prefix(settings: Settings) -> str:
 
 #: Bytes of a batch where no datagram limits it: what KEMI's functions take, with room for headers.
 BATCH_OVER_TCP = 30_000
-
-
 #: So many tokens of parcels are drawn at a time: each time is a system call.
 TOKENS = 64
 #: What an envelope's room is reckoned for; later numbers take more.

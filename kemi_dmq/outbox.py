@@ -102,10 +102,6 @@ class Letter:
     ended: bool = False
     due: float | None = None  # when its timer runs out: only while it waits
 
-    @property
-    def node(self) -> Key:
-        return self.lane.place.key
-
 
 @dataclass(slots=True, eq=False)
 class Parcel:
@@ -208,9 +204,7 @@ class Outbox:
             number += 1
             lane.waiting[number] = Letter(number, post, piece, uri, size, lane)
             self._ready[lane] = None
-            place.held += size
-            if place.held >= self._memory:
-                self._is_full(place)
+            self._hold(place, size)
         self.count = number
 
     def _place(self, key: Key) -> _Place:
@@ -369,15 +363,6 @@ class Outbox:
     def _next_letters(self, lane: _Lane, now: float) -> list[Letter]:
         """Those that leave together, taken out of what waits."""
         node = lane.place.node
-        if len(lane.waiting) == 1:  # as on a bus that is not busy
-            letter = next(iter(lane.waiting.values()))
-            if letter.post.expires <= now:
-                self._take_out(letter)
-                self._end(letter, Outcome.EXPIRED)
-            elif node is not None and (node.python or not letter.post.encoded):
-                self._take_out(letter)
-                return [letter]
-            return []
         letters: list[Letter] = []
         expired: list[Letter] = []
         left, before = 0, None
@@ -389,8 +374,9 @@ class Outbox:
             if node is None or (post.encoded and not node.python):
                 break
             if not letters:
-                refuses = letter.alone or not node.python or lane.place.refuses_batches
-                left = 0 if refuses else self.room(node)
+                alone = letter.alone or not node.python or lane.place.refuses_batches
+                # One is nothing to reckon room for, and the rule on a bus that is not busy.
+                left = 0 if alone or len(lane.waiting) == 1 else self.room(node)
             elif letter.alone or len(letters) == batch.MAX_MESSAGES:
                 break
             if left:
@@ -423,10 +409,7 @@ class Outbox:
         else:
             node = parcel.lane.place.node
             parcel.pause = T1 if node is not None and node.transport == "udp" else T2
-        first = parcel.letters[0].post.expires
-        if len(parcel.letters) > 1:
-            first = _earliest(parcel.letters)
-        self._plan(parcel, min(now + parcel.pause, first))
+        self._plan(parcel, min(now + parcel.pause, _earliest(parcel.live())))
 
     def _time_out(self, parcel: Parcel, now: float) -> None:
         """Its timer has run out."""
@@ -462,11 +445,8 @@ class Outbox:
             self.release(letter)
             return
         if answer is not None:
-            place = letter.lane.place
-            place.held += len(answer.body)
+            self._hold(letter.lane.place, len(answer.body))
             letter.size += len(answer.body)
-            if place.held >= self._memory:
-                self._is_full(place)
         self.ended.append(Ended(letter, outcome, answer))
 
     def _end_all(self, parcel: Parcel) -> None:
@@ -492,8 +472,9 @@ class Outbox:
         timed.due = when
         heapq.heappush(self._due, (when, next(self._pushes), timed))
 
-    def _is_full(self, place: _Place) -> None:
-        if place.key not in self.full:
+    def _hold(self, place: _Place, size: int) -> None:
+        place.held += size
+        if place.held >= self._memory and place.key not in self.full:
             self.full |= {place.key}
 
     def _drop_stale(self) -> None:

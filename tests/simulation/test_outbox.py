@@ -90,7 +90,7 @@ STEPS = st.lists(
 
 @pytest.mark.timeout(400)  # 120 s is what it takes on a slow machine
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.3]), STEPS)
-@settings(max_examples=100)
+@settings(max_examples=150)
 def test_each_message_has_one_outcome_and_order_holds(
     seed: int, loss: float, steps: list[tuple[str, bool, float]]
 ) -> None:

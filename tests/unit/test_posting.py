@@ -133,7 +133,7 @@ def test_a_provisional_or_a_foreign_answer_changes_nothing(bed: Bed) -> None:
     (text,) = loop.turn()
     loop.answer(text, ReceivedReply(100, "Trying"))
     token = header(text, "Call-ID").rpartition(".")[2]
-    for other in ("0" * 8, "x", token + "0"):
+    for other in ("0" * len(token), "x", token + "0"):
         loop.answer(text.replace(f".{token}\r\n", f".{other}\r\n"), ReceivedReply(200, "OK"))
     loop.turn()
     assert loop.engine.outbox.waiting == 1

@@ -1,13 +1,14 @@
 """Broadcasts of 200 bytes to 3 nodes under load.
 
 *As many as go*: 20 requests to the sender are unanswered at any time, each for ten broadcasts, so
-that what a request itself costs counts for little (for one each see the registration storm).
-Messages per second are those that the receivers got, all three together; processor time is that of
-all four Kamailios, with what the requests cost, for each message that a receiver got.  *Latency*:
-the requests come at a fixed rate, answered or not: for one broadcast each at half of what the C
-module does at most, and for ten each at half of what each does at most itself.  It runs from the
-call to the receiver's peer (in C: until its script sees the message, before dmq_handle_message).
-The load comes from a Python process on the same machine.
+that what a request itself costs counts for little (for one each see the registration storm).  The
+peer answers at once.  Messages per second are those that the receivers got, all three together,
+from the first request to the last delivery; processor time is that of all four Kamailios, with what
+the requests cost, for each message that a receiver got.  *Latency*: the requests come at a fixed
+rate, answered or not: for one broadcast each at half of what the C module does at most, and for ten
+each at half of what each does at most itself.  It runs from the call to the receiver's peer, which
+writes down when that was (in C: until its script sees the message, before dmq_handle_message).  The
+load comes from a Python process on the same machine.
 
 Redis and NATS (Debian's) stand for what a user might pick instead: the SIP worker publishes over a
 connection of its own, and three Kamailios have subscribed, in a process of their own.  The server's
@@ -34,6 +35,8 @@ RECEIVERS = 3
 WINDOW = 20
 #: Broadcasts that each request causes, where as many as go are measured.
 A_REQUEST = 10
+#: Slices there are so many times as long: filling up and running empty is to count for little.
+LONGER = 3
 SPEED, PER_CPU, GENERATOR = "speed", "per_cpu", "generator"
 P50, P99, RATE = "p50", "p99", "rate"
 #: What the latency is measured at, and how many broadcasts each request causes there.
@@ -60,7 +63,8 @@ def compare(directory: Path, options: Options, modes: Sequence[Mode], name: str)
     try:
         with all_running(buses):
             flat_out = [
-                Candidate(bus.mode.name, as_many_as_go(client, bus, options.slice)) for bus in buses
+                Candidate(bus.mode.name, as_many_as_go(client, bus, LONGER * options.slice))
+                for bus in buses
             ]
             alternate(flat_out, options.rounds, TITLE)
             c = flat_out[base_at]
@@ -147,42 +151,24 @@ def quantiles(values: list[float]) -> list[tuple[float | str, float]]:
     return [((number + 1) / 2, cut * 1000) for number, cut in enumerate(cuts)]
 
 
-def sliced(
-    client: Sender, bus: Bus, size: int, each: int, load: Callable[[list[bytes], str], None]
-) -> Callable[[], tuple[int, list[tuple[float, float]]]]:
-    """A slice: load() sends requests that cause so many broadcasts, a few each; processor time of
-    all nodes, and of each message when it was sent and when it came."""
-    meter = bus.meter()
-
-    def run() -> tuple[int, list[tuple[float, float]]]:
-        triggers = [bus.trigger(client, "bcast", each, "timed") for _ in range(size // each)]
-        delivered = bus.delivered()
-        bus.forget_stamps()
-        spent = -meter.read()
-        load(triggers, bus.sender.address)
-        spent += bus.read_when_delivered(meter, delivered, size * RECEIVERS)
-        return spent, [stamp for node in bus.stamps(size) for stamp in node]
-
-    return run
-
-
 def as_many_as_go(client: Sender, bus: Bus, size: int) -> Callable[[], Figures]:
+    """A slice: so many broadcasts, a few for each request."""
     each = min(A_REQUEST, size)
     size -= size % each
     messages = size * RECEIVERS
-    busy = 0.0
-
-    def load(triggers: list[bytes], address: str) -> None:
-        nonlocal busy
-        begin, own = time.perf_counter(), time.process_time()
-        client.run(triggers, address, b"200", WINDOW)
-        busy = (time.process_time() - own) / (time.perf_counter() - begin)
-
-    measure = sliced(client, bus, size, each, load)
+    meter, address = bus.meter(), bus.sender.address
 
     def run() -> Figures:
-        spent, stamps = measure()
-        seconds = max(came for _, came in stamps) - min(sent for sent, _ in stamps)
+        triggers = [bus.trigger(client, "bcast", each) for _ in range(size // each - 1)]
+        triggers.append(bus.trigger(client, "bcast", each, "timed"))  # these tell when it ends
+        delivered = bus.delivered()
+        bus.forget_stamps()
+        spent = -meter.read()
+        begin, own = time.time(), time.process_time()
+        client.run(triggers, address, b"200", WINDOW)
+        busy = (time.process_time() - own) / (time.time() - begin)
+        spent += bus.read_when_delivered(meter, delivered, messages)
+        seconds = max(came for node in bus.stamps(each) for _, came in node) - begin
         return {
             CPU: spent / messages,
             SPEED: messages / seconds,
@@ -196,19 +182,21 @@ def as_many_as_go(client: Sender, bus: Bus, size: int) -> Callable[[], Figures]:
 def at_rate(
     client: Sender, bus: Bus, size: int, each: int, rate: float, pool: list[float]
 ) -> Callable[[], Figures]:
-    """rate: broadcasts a second, so many for each request.  pool: where all latencies go."""
+    """A slice at a rate of so many broadcasts a second, a few for each request.  pool: where all
+    latencies go."""
     each = min(each, size)
     size -= size % each
     messages = size * RECEIVERS
-
-    def load(triggers: list[bytes], address: str) -> None:
-        client.pace(triggers, address, b"200", rate / each)
-
-    measure = sliced(client, bus, size, each, load)
+    meter, address = bus.meter(), bus.sender.address
 
     def run() -> Figures:
-        spent, stamps = measure()
-        taken = [came - sent for sent, came in stamps]
+        triggers = [bus.trigger(client, "bcast", each, "timed") for _ in range(size // each)]
+        delivered = bus.delivered()
+        bus.forget_stamps()
+        spent = -meter.read()
+        client.pace(triggers, address, b"200", rate / each)
+        spent += bus.read_when_delivered(meter, delivered, messages)
+        taken = [came - sent for node in bus.stamps(size) for sent, came in node]
         pool.extend(taken)
         cuts = statistics.quantiles(taken, n=100)
         return {CPU: spent / messages, P50: cuts[49] * 1000, P99: cuts[98] * 1000}

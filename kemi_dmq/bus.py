@@ -17,15 +17,16 @@ from typing import Any
 
 from . import batch, wire
 from .engine import (
+    WORKERS,
     Bodies,
     Published,
     answer_event,
     ask_event,
     call_id_prefix,
-    is_quiet,
     notification_event,
     pack_nodes,
     parcel_prefix,
+    quiet_parcel,
 )
 from .gate import UNSIGNED, Gate
 from .gossip import WANTS_LIST
@@ -45,12 +46,21 @@ from .message import (
 )
 from .node import Node, Status, next_hop, place
 from .once import PLAIN_OK, Answer, Verdict
-from .outbox import DEADLINE, MAX_DEADLINE, NOT_YET, Answered, Post, post_event, reply_event
+from .outbox import (
+    DEADLINE,
+    MAX_DEADLINE,
+    NOT_YET,
+    Answered,
+    fine_event,
+    post_event,
+    reply_event,
+)
 from .peer import Peer, RawPeer, Registry
 from .reply import RequestHead
 from .settings import Settings
 from .shared import Shared
 from .trust import HEADER_BYTES, Signed
+from .unanswered import MAX_BODY as MAX_OWN
 from .wire import SipUri, WireError
 
 #: How long a known node's worker waits for the merged list.
@@ -71,7 +81,6 @@ _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
 _NOT_FOUND = Answer(404, "User Not Found", b"", "")
 _QUEUE_FULL = Answer(503, "Queue Full", b"", "")
 _ALONE = batch.ItemAnswer(batch.SEND_ALONE, "Extension Required", "", "")
-_SILENT = Answered(200, "OK", "", "")
 _NOT_SIGNED = Answer(403, "Not Signed", b"", "")
 #: At most one log line in so many seconds, of all processes, says what was refused and why.
 TOLD_AGAIN = 60
@@ -211,6 +220,7 @@ class Bus:
         self._functions: dict[str, ResponseFunction] = {}
         self._from_uris: dict[str, SipUri] = {}  # by peer, of which there are few
         self._send_count = 0
+        self._sound: set[tuple[int, str]] = set()  # Max-Forwards and Content-Types that are right
         self._full: tuple[int, frozenset[tuple[str, int]]] = (0, frozenset())
         self._logged_at = float("-inf")
         self._unlogged = 0
@@ -694,72 +704,54 @@ class Bus:
             param = pack_param(resp_cback.param)
         if not isinstance(body, (str, bytes)):
             raise TypeError(f"body is {type(body).__name__}; it must be str or bytes")
-        if not isinstance(max_forwards, int) or not 0 <= max_forwards <= 255:
-            raise ValueError(f"max_forwards is {max_forwards!r}; it must be 0 to 255")
-        if not isinstance(content_type, str) or not _CONTENT_TYPE.fullmatch(content_type):
-            raise ValueError(f"content_type is {content_type!r}; it must be such as text/plain")
+        if (
+            type(max_forwards) is not int
+            or type(content_type) is not str
+            or (max_forwards, content_type) not in self._sound
+        ):
+            self._check_headers(max_forwards, content_type)
         if body and not content_type:
             raise ValueError("content_type is empty; a body needs one")
-        try:
-            size = len(body.encode()) if isinstance(body, str) else len(body)
-        except UnicodeEncodeError:
-            raise ValueError("body has lone surrogates; send such data as bytes") from None
-        text, encoded = body, False
+        if isinstance(body, str) and not body.isascii():
+            try:
+                size = len(body.encode())
+            except UnicodeEncodeError:
+                raise ValueError("body has lone surrogates; send such data as bytes") from None
+        else:
+            size = len(body)
+        text = wire.as_text(body)
+        encoded = text is None
         keeps = ordered or deadline is not None
-        if keeps or outbox:
-            seconds = _deadline(deadline)
-            text, encoded = wire.encode_body(body)
+        seconds = _deadline(deadline) if keeps else DEADLINE
         if self.settings.sl_send and not reference and not keeps:
-            outbox = encoded = False  # without a transaction: nothing waits for it in the engine
+            outbox = 0  # without a transaction: nothing waits for it in the engine
         if encoded and not keeps and not (size < self._safe_body and _all_python(nodes)):
-            outbox = encoded = False  # as it is, it reaches C nodes too, and more of it fits
+            outbox = 0  # as it is, it reaches C nodes too, and more of it fits
         for node in () if size < self._safe_body else nodes:
             limit = self.max_body(node, peer_id, content_type)
-            if encoded:
+            if encoded and (keeps or outbox):
                 limit = limit // 4 * 3 - len(wire.ENCODED)
             if size > limit:
                 raise ValueError(
                     f"body has {size} bytes; at most {limit} reach {node.uri} over {node.transport}"
                 )
+        whose = f"{reference}|{param}" if reference else ""
         if keeps or outbox:
-            return self._post(
-                nodes,
-                seconds,
-                Post(
-                    peer_id,
-                    str(text),
-                    encoded,
-                    content_type,
-                    max_forwards,
-                    bool(ordered),
-                    0.0,
-                    f"{reference}|{param}" if reference else "",
-                    (),
-                ),
-            )
-        common = headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
-        if body:
-            common = headers = f"{common}Content-Type: {content_type}\r\n"
-        from_uri = self.from_uri(peer_id)
-        to_uri = self.node_list().to_uri
+            text = wire.encode(body) if text is None else text
+            fields = (peer_id, text, encoded, content_type, max_forwards, bool(ordered))
+            return self._post(nodes, seconds, fields, whose)
         result = 0
         for node in nodes:
-            to = to_uri(node, peer_id)
-            hop = next_hop(node)
-            if self._signs:
-                headers = common + self.gate.sign(to, from_uri, content_type, body)
-            if reference:
-                event_param = self._event_param(node, reference, param)
-                accepted = bool(event_param) and self.host.send(
-                    to, from_uri, headers, body, event_param, hop
-                )
-                if not accepted and event_param.startswith(MARK_CELL):
-                    self.shared.cells.take(int(event_param[len(MARK_CELL) :]))
-            elif self.settings.sl_send and _is_text(body):
-                text = body if isinstance(body, str) else body.decode()
-                accepted = self.send_stateless(node, peer_id, text, max_forwards, content_type)
-            else:
-                accepted = self.host.send(to, from_uri, headers, body, "", hop)
+            accepted = None
+            if text is not None:
+                if self.settings.sl_send and not reference:
+                    accepted = self.send_stateless(node, peer_id, text, max_forwards, content_type)
+                elif size <= MAX_OWN and not self.settings.use_tm:
+                    accepted = self._send_watched(
+                        node, peer_id, text, max_forwards, content_type, whose
+                    )
+            if accepted is None:
+                accepted = self._send_by_tm(node, peer_id, body, max_forwards, content_type, whose)
             if accepted:
                 self._count("sent")
             else:
@@ -768,37 +760,148 @@ class Bus:
                 result = -1
         return result
 
-    def _post(self, nodes: tuple[Node, ...], seconds: float, post: Post) -> int:
-        """Hand a message over to the outbox; what is still missing in post is filled in."""
+    def _check_headers(self, max_forwards: int, content_type: str) -> None:
+        if not isinstance(max_forwards, int) or not 0 <= max_forwards <= 255:
+            raise ValueError(f"max_forwards is {max_forwards!r}; it must be 0 to 255")
+        if not isinstance(content_type, str) or not _CONTENT_TYPE.fullmatch(content_type):
+            raise ValueError(f"content_type is {content_type!r}; it must be such as text/plain")
+        if len(self._sound) >= 1000:
+            self._sound.clear()
+        self._sound.add((max_forwards, content_type))
+
+    def _post(
+        self, nodes: tuple[Node, ...], seconds: float, fields: tuple[Any, ...], whose: str
+    ) -> int:
+        """Hand a message over to the outbox.  fields: the first ones of its Post."""
         if self.shared.full_nodes.version != self._full[0]:
             version, keys = self.shared.full_nodes.read()
             self._full = (version, frozenset(keys or ()))
         full = self._full[1]
         listed = self.node_list()
+        peer_id, _, encoded, *_ = fields
         taken: list[str] | tuple[str, ...] = []
         refused: list[str] = []
-        if nodes is listed.active and not full and not post.encoded:
+        if nodes is listed.active and not full and not encoded:
             nodes, taken = (), listed.active_uris  # nothing for each node
         for node in nodes:
             if (node.host, node.port) in full:
                 refused.append(f"as much as outbox_memory allows waits for {node.uri}")
-            elif post.encoded and not node.python:
+            elif encoded and not node.python:
                 refused.append(f"{node.uri} does not run kemi_dmq: only text can be kept for it")
             else:
                 taken.append(node.uri)  # type: ignore[union-attr]
         for start in range(0, len(taken), NODES_A_POST):
             uris = tuple(taken[start : start + NODES_A_POST])
             now = self._clock()
-            event = post_event(now, post._replace(expires=now + seconds, uris=uris))
-            if self.shared.posts.put(event):
+            if self.shared.posts.put(post_event(now, *fields, now + seconds, whose, uris)):
                 self._count("outbox_posted", len(uris))
             else:
                 refused += ["too many messages are on their way to the engine"] * len(uris)
         if not refused:
             return 0
         self._count("outbox_refused", len(refused))
-        self.log_some(f"kemi_dmq: a message to {post.peer_id} was not taken: {refused[-1]}")
+        self.log_some(f"kemi_dmq: a message to {peer_id} was not taken: {refused[-1]}")
         return -1
+
+    def _send_by_tm(
+        self,
+        node: Node,
+        peer_id: str,
+        body: str | bytes,
+        max_forwards: int,
+        content_type: str,
+        whose: str,
+    ) -> bool:
+        """Send with a transaction of tm."""
+        to, from_uri = self.node_list().to_uri(node, peer_id), self.from_uri(peer_id)
+        headers = f"Max-Forwards: {max_forwards}\r\n{wire.SUPPORTED}"
+        if body:
+            headers += f"Content-Type: {content_type}\r\n"
+        if self._signs:
+            headers += self.gate.sign(to, from_uri, content_type, body)
+        event_param = self._event_param(f"{MARK}{node.uri}|{whose}") if whose else ""
+        if whose and not event_param:
+            return False
+        accepted = self.host.send(to, from_uri, headers, body, event_param, next_hop(node))
+        if not accepted and event_param.startswith(MARK_CELL):
+            self.shared.cells.take(int(event_param[len(MARK_CELL) :]))
+        return accepted
+
+    def _send_watched(
+        self,
+        node: Node,
+        peer_id: str,
+        text: str,
+        max_forwards: int,
+        content_type: str,
+        whose: str,
+    ) -> bool | None:
+        """Send with a transaction of our own (unanswered.py); None if there is no room for it."""
+        table = self.shared.unanswered
+        slot, token = table.free()
+        if not token:
+            return None
+        self._send_count += 1
+        unique = f"{slot:x}.{self._send_count:x}.{token:x}"
+        request = self._request(
+            node,
+            peer_id,
+            max_forwards,
+            content_type,
+            text,
+            f"z9hG4bK{unique}",
+            f"{self._parcel_prefix}{WORKERS}{unique}",
+            f"{self._send_count:x}",
+        )
+        to = place(node)
+        if not table.fill(slot, token, to, request, f"{node.uri}|{whose}" if whose else ""):
+            return None
+        if not self.host.send_text(to, request):
+            table.take(slot, token)
+            return False
+        if table.watch():
+            self.shared.engine_inbox.wake()
+        return True
+
+    def send_stateless(
+        self, node: Node, peer_id: str, body: str, max_forwards: int, content_type: str
+    ) -> bool:
+        """Send text without a transaction: once, and without an outcome."""
+        self._send_count += 1
+        mine = self.shared.processes.mine()
+        unique = f"{time.time_ns():x}.{mine}.{self._send_count}"
+        request = self._request(
+            node,
+            peer_id,
+            max_forwards,
+            content_type,
+            body,
+            f"z9hG4bK{unique}",
+            f"{unique}@{self.settings.server_socket.host.strip('[]')}",
+            f"{mine}.{self._send_count}",
+        )
+        return self.host.send_text(place(node), request)
+
+    def _request(
+        self,
+        node: Node,
+        peer_id: str,
+        max_forwards: int,
+        content_type: str,
+        body: str,
+        branch: str,
+        call_id: str,
+        tag: str,
+    ) -> str:
+        """The text of a message that does not go through tm."""
+        nodes = self.node_list()
+        key = (node.uri, peer_id, max_forwards, content_type)
+        form = nodes.forms.get(key) or self._new_form(nodes, node, *key[1:])
+        signature = ""
+        if self._signs:
+            to = nodes.to_uri(node, peer_id)
+            signature = self.gate.sign(to, self.from_uri(peer_id), content_type, body)
+        return form.request(branch, call_id, tag, body, signature)
 
     def from_uri(self, peer_id: str) -> SipUri:
         """What names this node in a message of a peer."""
@@ -818,29 +921,6 @@ class Bus:
         if node.python:
             return MAX_BODY
         return min(MAX_BODY, self.settings.c_tcp_rd_buf_size - 1 - headers)
-
-    def send_stateless(
-        self, node: Node, peer_id: str, body: str, max_forwards: int, content_type: str
-    ) -> bool:
-        """Send text without a transaction: once, and without an outcome."""
-        self._send_count += 1
-        mine = self.shared.processes.mine()
-        nodes = self.node_list()
-        key = (node.uri, peer_id, max_forwards, content_type)
-        form = nodes.forms.get(key) or self._new_form(nodes, node, *key[1:])
-        unique = f"{time.time_ns():x}.{mine}.{self._send_count}"
-        signature = ""
-        if self._signs:
-            to = nodes.to_uri(node, peer_id)
-            signature = self.gate.sign(to, self.from_uri(peer_id), content_type, body)
-        text = form.request(
-            f"z9hG4bK{unique}",
-            f"{unique}@{self.settings.server_socket.host.strip('[]')}",
-            f"{mine}.{self._send_count}",
-            body,
-            signature,
-        )
-        return self.host.send_text(place(node), text)
 
     def _new_form(
         self, nodes: NodeList, node: Node, peer_id: str, max_forwards: int, content_type: str
@@ -927,10 +1007,13 @@ class Bus:
     def _take_reply(self, call_id: str, code: int) -> None:
         """The answer to a parcel of the outbox."""
         host = self.host
-        if code == 200 and is_quiet(call_id, self._parcel_prefix):
-            event = reply_event(call_id, _SILENT)
+        if call_id.startswith(WORKERS, len(self._parcel_prefix)):
+            self._take_workers_reply(call_id, code)
+            return
+        parcel = quiet_parcel(call_id, self._parcel_prefix)
+        if parcel and code == 200:
             wake = bool(self.shared.words.get("answers_wanted"))
-            if not self.shared.engine_inbox.put(event, wake):
+            if not self.shared.engine_inbox.put(fine_event(parcel), wake):
                 self._inbox_full("engine")
             return
         body = host.body() or ""
@@ -940,6 +1023,31 @@ class Bus:
         answer = Answered(code, host.reply_reason(), body, host.content_type() if body else "")
         if not self.shared.engine_inbox.put(reply_event(call_id, answer)):
             self._inbox_full("engine")  # it is sent again, and answered again
+
+    def _take_workers_reply(self, call_id: str, code: int) -> None:
+        """The answer to what a process of ours has sent by itself: the first one counts."""
+        try:
+            slot, _, token = call_id[len(self._parcel_prefix) + 1 :].split(".", 2)
+            whose = self.shared.unanswered.take(int(slot, 16), int(token, 16))
+        except ValueError:
+            return  # somebody's answer to what nobody asked
+        if not whose:
+            return
+        self._count("replies")
+        host = self.host
+        body = host.body() or ""
+        reply = Reply(
+            code, host.reply_reason(), body, host.content_type() if body else "", timed_out=False
+        )
+        self.run_response(MARK + whose, reply)
+
+    def timed_out(self, whose: str) -> bool:
+        """In the engine's process: tell that no answer came; False if there is no room for it."""
+        if not self.shared.callbacks_inbox.put(("timeout", MARK + whose)):
+            self.log_some("kemi_dmq: a callback holds up those that follow")
+            return False
+        self._count("timeouts")
+        return True
 
     def on_outcome(self) -> bool:
         """The outcome of a request that was sent is being handled: True if it was ours."""
@@ -1004,8 +1112,7 @@ class Bus:
             self._references[function] = reference
         return reference
 
-    def _event_param(self, node: Node, reference: str, param: str) -> str:
-        text = f"{MARK}{node.uri}|{reference}|{param}"
+    def _event_param(self, text: str) -> str:
         if len(text) <= MAX_EVENT_PARAM and text.isascii():
             return text
         cell = self.shared.cells.put(text.encode())
@@ -1045,15 +1152,6 @@ def _deadline(deadline: float | None) -> float:
     if not math.isfinite(deadline) or not 0 < deadline <= MAX_DEADLINE:
         raise ValueError(f"deadline is {deadline!r}; it must be above 0 and at most {MAX_DEADLINE}")
     return float(deadline)
-
-
-def _is_text(body: str | bytes) -> bool:
-    if isinstance(body, bytes):
-        try:
-            body = body.decode()
-        except UnicodeDecodeError:
-            return False
-    return "\0" not in body
 
 
 def describe(error: BaseException) -> str:

@@ -56,7 +56,10 @@ class Runtime:
         self.host.use_socket(settings.server_socket)
         self.symbols = ReloadSymbols()
         self.shared = Shared(
-            settings.once_memory, num_workers=settings.num_workers, signs=bool(settings.keys)
+            settings.once_memory,
+            num_workers=settings.num_workers,
+            signs=bool(settings.keys),
+            fr_timer=settings.fr_timer / 1000,
         )
         self.bus = Bus(
             settings,

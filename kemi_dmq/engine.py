@@ -31,7 +31,7 @@ from .membership import (
 )
 from .message import Outcome
 from .node import Node, Status, place
-from .outbox import Answered, Ended, Outbox, Parcel, Post
+from .outbox import FINE, Answered, Ended, Outbox, Parcel, Post
 from .settings import Settings
 from .transaction import ClientTransactions
 from .wire import SipUri
@@ -217,11 +217,23 @@ class Engine:
         self.outbox.tick(now)
         self._work_off_outbox(now)
 
+    def send_out(self, now: float) -> None:
+        """Send at once what the outbox has been given."""
+        self.outbox.flush(now)
+        self._work_off_outbox(now)
+
     def handle(self, event: tuple[Any, ...], now: float) -> None:
         kind = event[0]
         if kind == "post":
             self._show_nodes(now)
             self.outbox.post(Post(*event[2:]))
+            return
+        if kind == "fine":
+            number, _, token = event[1].partition(".")
+            try:
+                self.outbox.answered(int(number, 16), token, FINE)
+            except ValueError:
+                pass  # somebody's answer to what nobody asked
             return
         if kind == "reply":
             _, call_id, *answer = event
@@ -513,16 +525,18 @@ def parcel_prefix(settings: Settings) -> str:
     return f"dmq-{zlib.crc32(f'{address.host}:{address.port}'.encode()):08x}"
 
 
-#: Follows in the Call-ID of a parcel, and of one whose answer nobody waits for.
-_PARCEL, _QUIET = "o", "q"
+#: Follows in the Call-ID of a parcel, of one whose answer nobody waits for, and of what a worker
+#: has sent by itself (unanswered.py).
+_PARCEL, _QUIET, WORKERS = "o", "q", "w"
 _PARCEL_ID = re.compile(rf"[{_PARCEL}{_QUIET}]([0-9a-f]{{1,16}})\.([0-9a-f]{{{TOKEN}}})")
 #: Seconds after which outcomes that found no room are told again.
 TELL_AGAIN = 0.02
 
 
-def is_quiet(call_id: str, prefix: str) -> bool:
-    """Whether nobody waits for the answer to a parcel."""
-    return call_id.startswith(_QUIET, len(prefix))
+def quiet_parcel(call_id: str, prefix: str) -> str:
+    """Which parcel an answer is for, if nobody waits for it; else ""."""
+    at = len(prefix) + 1
+    return call_id[at:] if call_id.startswith(_QUIET, at - 1) else ""
 
 
 # Events, as they travel through the inbox ------------------------------------------------------

@@ -88,6 +88,9 @@ class Answered(NamedTuple):
     content_type: str
 
 
+FINE = Answered(200, "OK", "", "")
+
+
 @dataclass(slots=True, eq=False)
 class Letter:
     """A message for one node."""
@@ -177,7 +180,7 @@ class Outbox:
         #: Letters and parcels so far; each has its number.
         self.count = 0
         self._places: dict[Key, _Place] = {}
-        self._by_uri: dict[str, _Place] = {}
+        self._lanes: dict[str, _Lane] = {}  # those without an order, by their nodes' URIs
         self._ready: dict[_Lane, None] = {}  # where something may leave at the next flush()
         self._held_up: dict[_Lane, None] = {}  # where something waits for an answer
         self._on_their_way: dict[int, Parcel] = {}  # open and settling
@@ -193,19 +196,28 @@ class Outbox:
         piece = batch.Piece(post.item())
         size = len(post.body) + len(post.callback) + OVERHEAD
         name = post.peer_id if post.ordered else ""
-        number = self.count
+        number, ready, memory, lanes = self.count, self._ready, self._memory, self._lanes
         for uri in post.uris:
-            place = self._by_uri.get(uri)
-            if place is None:
-                place = self._by_uri[uri] = self._place(parse_uri(uri).key)
-            lane = place.lanes.get(name)
+            lane = None if name else lanes.get(uri)
             if lane is None:
-                lane = place.lanes[name] = _Lane(place, name, 1 if name else WINDOW)
+                lane = self._lane(uri, name)
             number += 1
             lane.waiting[number] = Letter(number, post, piece, uri, size, lane)
-            self._ready[lane] = None
-            self._hold(place, size)
+            ready[lane] = None
+            place = lane.place
+            place.held += size
+            if place.held >= memory:
+                self.full |= {place.key}
         self.count = number
+
+    def _lane(self, uri: str, name: str) -> _Lane:
+        place = self._place(parse_uri(uri).key)
+        lane = place.lanes.get(name)
+        if lane is None:
+            lane = place.lanes[name] = _Lane(place, name, 1 if name else WINDOW)
+        if not name:
+            self._lanes[uri] = lane
+        return lane
 
     def _place(self, key: Key) -> _Place:
         place = self._places.get(key)
@@ -273,7 +285,7 @@ class Outbox:
             place.node = None
             if not place.held and not any(lane.open for lane in place.lanes.values()):
                 del self._places[place.key]
-                self._by_uri.clear()
+                self._lanes.clear()
 
     @property
     def wants_answers(self) -> bool:
@@ -445,8 +457,11 @@ class Outbox:
             self.release(letter)
             return
         if answer is not None:
-            self._hold(letter.lane.place, len(answer.body))
+            place = letter.lane.place
             letter.size += len(answer.body)
+            place.held += len(answer.body)
+            if place.held >= self._memory:
+                self.full |= {place.key}
         self.ended.append(Ended(letter, outcome, answer))
 
     def _end_all(self, parcel: Parcel) -> None:
@@ -472,11 +487,6 @@ class Outbox:
         timed.due = when
         heapq.heappush(self._due, (when, next(self._pushes), timed))
 
-    def _hold(self, place: _Place, size: int) -> None:
-        place.held += size
-        if place.held >= self._memory and place.key not in self.full:
-            self.full |= {place.key}
-
     def _drop_stale(self) -> None:
         due = self._due
         while due and due[0][2].due != due[0][0]:
@@ -493,13 +503,18 @@ def _earliest(letters: list[Letter]) -> float:
 # Events, as they travel through the inboxes ----------------------------------------------------
 
 
-def post_event(now: float, post: Post) -> tuple[Any, ...]:
-    """now: time.monotonic() at the call (Inbox.take_in_order)."""
+def post_event(now: float, *post: Any) -> tuple[Any, ...]:
+    """post: as Post has it.  now: time.monotonic() at the call (Inbox.take_in_order)."""
     return ("post", now, *post)
 
 
 def reply_event(call_id: str, answer: Answered) -> tuple[Any, ...]:
     return ("reply", call_id, *answer)
+
+
+def fine_event(parcel: str) -> tuple[Any, ...]:
+    """200 to a parcel of which nobody waits for the answer, named as in its Call-ID."""
+    return ("fine", parcel)
 
 
 def outcome_event(ended: Ended) -> tuple[Any, ...]:

@@ -157,7 +157,7 @@ class Handler:
         return users(rank) if callable(users) else 0
 
     def dmq_reply(self, msg: Any) -> int:
-        """Of a SIP reply: 1 if it was the engine's, and Kamailio has nothing more to do with it."""
+        """Of a SIP reply: 1 if it was for us, and Kamailio has nothing more to do with it."""
         self._clear()
         return 1 if self._runtime.bus.on_reply() else -1
 

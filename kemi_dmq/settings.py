@@ -71,6 +71,13 @@ class Settings:
     event_callback: str = ""
     #: 1: messages without a response callback are sent without a transaction.
     sl_send: int = 0
+    #: Milliseconds that an answer is waited for (tm's name and default); where a message goes
+    #: through tm, that of tm counts.
+    fr_timer: int = 30_000
+    #: 1: messages go through tm, with what hangs on it (event_route[tm:local-request], its
+    #: statistics and timers); it costs half as much again.  0: only those that must (docs/
+    #: messages.md).
+    use_tm: int = 0
     #: 1: C modules that stand after app_python3 in kamailio.cfg (htable, dialog, dmq_usrloc,
     #: presence, from 6.1 on rtpengine) use this bus as they would use dmq.so.  Needs python3-cffi.
     bind_c_modules: int = 0
@@ -147,6 +154,8 @@ _RANGES = {
     "fail_count_threshold_disabled": _Range(0, 1000),
     "init_with_single": _FLAG,
     "sl_send": _FLAG,
+    "fr_timer": _Range(100, 600_000),
+    "use_tm": _FLAG,
     "bind_c_modules": _FLAG,
     "probe_interval": _Range(100, 60_000),
     "probe_timeout": _Range(50, 60_000),

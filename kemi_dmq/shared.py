@@ -268,28 +268,28 @@ class Inbox:
         put() was not over yet when the later one's began.
         """
         known = self._processes.known()
-        heads = self._heads[:known].tolist()
+        tails, heads = self._tails[:known].tolist(), self._heads[:known].tolist()
         first: list[tuple[float, int, tuple[Any, ...], int]] = []
-        for ring, head in enumerate(heads):
-            self._next(ring, head, first)
+        for ring, (tail, head) in enumerate(zip(tails, heads, strict=True)):
+            if tail < head:
+                self._next(ring, tail, first)
         while first and first[0][0] <= until:
             _, ring, event, tail = heapq.heappop(first)
             try:
                 yield event
             finally:
                 self._tails[ring] = tail
-            self._next(ring, heads[ring], first)
+            if tail < heads[ring]:
+                self._next(ring, tail, first)
 
     def _next(
-        self, ring: int, head: int, first: list[tuple[float, int, tuple[Any, ...], int]]
+        self, ring: int, tail: int, first: list[tuple[float, int, tuple[Any, ...], int]]
     ) -> None:
         """Put a ring's first event, and where the next one begins, into a heap."""
-        tail = self._tails[ring]
-        if tail < head:
-            data, tail = self._read(ring, tail)
-            if data is not None:
-                event = marshal.loads(data)
-                heapq.heappush(first, (event[1], ring, event, tail))
+        data, tail = self._read(ring, tail)
+        if data is not None:
+            event = marshal.loads(data)
+            heapq.heappush(first, (event[1], ring, event, tail))
 
     def _read(self, ring: int, tail: int) -> tuple[bytes | None, int]:
         """The record at a ring's tail, and the next one's place; None if it is not wholly visible
@@ -441,9 +441,11 @@ class Shared:
         clock: Callable[[], float] = time.monotonic,
         num_workers: int = 0,
         signs: bool = False,
+        fr_timer: float = 30.0,
     ) -> None:
         from .nonces import NonceTable
         from .once import OnceTable
+        from .unanswered import Unanswered
         from .workers import WorkerQueues
 
         self.processes = Processes()
@@ -456,6 +458,8 @@ class Shared:
         self.full_nodes = Snapshot()
         self.callbacks_inbox = Inbox(self.processes)
         self.workers = WorkerQueues(self.processes, num_workers) if num_workers else None
+        #: Requests that were sent without tm.
+        self.unanswered = Unanswered(self.processes, clock, fr_timer)
         self.cells = Cells(clock)
         self.names = Names()
         self.words = Words()

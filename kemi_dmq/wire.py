@@ -263,16 +263,19 @@ def leave_status(agent: Agent | None) -> str:
 ENCODED = ";kemi_dmq=base64"
 
 
-def encode_body(body: str | bytes) -> tuple[str, bool]:
-    """A body as text that can travel, and whether it had to be encoded."""
+def as_text(body: str | bytes) -> str | None:
+    """A body as text that can travel; None if it is none."""
     try:
         text = body if isinstance(body, str) else body.decode()
     except UnicodeDecodeError:
-        text = "\0"
-    if "\0" not in text:
-        return text, False
+        return None
+    return None if "\0" in text else text
+
+
+def encode(body: str | bytes) -> str:
+    """A body that is no text, as text."""
     raw = body.encode() if isinstance(body, str) else body
-    return base64.b64encode(raw).decode(), True
+    return base64.b64encode(raw).decode()
 
 
 def decode_body(content_type: str, body: str | bytes | None) -> tuple[str, bytes | None]:

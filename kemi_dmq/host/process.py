@@ -33,7 +33,7 @@ from .srv import lookup_srv
 #: Without the reload lock's symbol a loop returns this often, so that a reload gets a chance.
 SHORT_STAY = 0.1
 #: Messages for the outbox that the engine takes before it looks at the rest of the world again.
-LETTERS_A_TURN = 32
+LETTERS_A_TURN = 128
 #: Seconds after which the engine moves though nothing has happened, for DMQ.health().
 SIGN_OF_LIFE = 5.0
 #: New objects in the engine's process after which it looks for garbage.
@@ -156,6 +156,7 @@ class EngineProcess:
         )
         self.outbox = self._engine.outbox
         self._started = False
+        self._look_at: float | None = None  # when to look for what is unanswered
 
     def run(self) -> None:
         """Work until Kamailio stops, or for SHORT_STAY where the reload lock cannot be given
@@ -188,19 +189,24 @@ class EngineProcess:
                 self._stale_goodbye = False
             now = time.monotonic()
             shared.words.set("engine_moved_ms", int(now * 1000))
-            deadlines = (engine.next_deadline(), leaves_at, now + SIGN_OF_LIFE)
+            if self._look_at is None and shared.unanswered.watched:
+                self._look_at = now + shared.unanswered.soon
+            deadlines = (engine.next_deadline(), leaves_at, self._look_at, now + SIGN_OF_LIFE)
             timeout = max(0.0, min(t for t in deadlines if t is not None) - now)
             if engine.outbox.wants_answers and inbox.backlog():
                 timeout = 0.0  # they came before it was known that they are wanted
             ready, _, _ = select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
+            if posts.fd in ready:  # first: answers that woke nobody have time
+                self._take_posts(posts)
+                engine.send_out(time.monotonic())
             if inbox.fd in ready:
                 inbox.clear_wake()
-            for event in inbox.take():  # some wake nobody
+            for event in inbox.take():
                 engine.handle(event, time.monotonic())
-            if posts.fd in ready:
-                self._take_posts(posts)
             if self._resolver.fd in ready:
                 self._take_answers()
+            if self._look_at is not None and self._look_at <= time.monotonic():
+                self._look()
             engine.tick(time.monotonic())
 
     def _take_posts(self, posts: Inbox) -> None:
@@ -214,6 +220,11 @@ class EngineProcess:
             if letters >= LETTERS_A_TURN:
                 posts.wake()
                 break
+
+    def _look(self) -> None:
+        """Look after what other processes have sent."""
+        pause = self._bus.shared.unanswered.tick(self._host.send_text, self._bus.timed_out)
+        self._look_at = None if pause is None else time.monotonic() + pause
 
     def _take_answers(self) -> None:
         try:

@@ -203,6 +203,7 @@ class SimulatedShared:
         self.callbacks_inbox = _CallbacksInbox(node)
         self.once = _Once(node)
         self.cells = _Cells()
+        self.unanswered = _Unanswered()
         self.names = _Names()
         self.words = _Words()
         self.named = _Named()
@@ -295,6 +296,13 @@ class _Cells:
 
     def take(self, cell: int) -> bytes:
         return self._data.pop(cell, b"")
+
+
+class _Unanswered:
+    """A simulated node's messages go through tm."""
+
+    def free(self) -> tuple[int, int]:
+        return 0, 0
 
 
 class _Names(set[str]):

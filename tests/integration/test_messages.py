@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
-from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, PythonNode, wait_for, whole
-from tests.support.sip import SipSocket, parse_reply, request
+from tests.support.kamailio import (
+    BOTH_ROUTINGS,
+    FAILING_ENGINE,
+    SCRIPT,
+    Bed,
+    CNode,
+    PythonNode,
+    wait_for,
+    whole,
+)
+from tests.support.sip import SipSocket, parse_reply, reply_to, request
 
 pytestmark = BOTH_ROUTINGS
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
@@ -18,6 +28,19 @@ def start(*nodes: PythonNode | CNode) -> None:
     for node in nodes:
         node.start()
     wait_for(whole(*nodes), 3, "all list all")
+
+
+def list_to(to: str, sip: SipSocket, body: str) -> bytes:
+    return request(to, user="notification_peer", body=body.encode(), sender=sip.name, via=sip.name)
+
+
+def join(node: PythonNode, sip: SipSocket) -> str:
+    """Put a socket on a node's list; its URI."""
+    uri = f"sip:{sip.name}"
+    reply = sip.ask(list_to(node.address, sip, f"{uri};status=active\r\n"), node.address)
+    assert reply is not None and reply.code == 200
+    wait_for(lambda: uri in node.active())
+    return uri
 
 
 def test_bytes_arrive_exactly_and_bodies_up_to_the_limit(bed: Bed) -> None:
@@ -63,8 +86,15 @@ def test_answers_reach_the_response_callback_with_all_they_say(bed: Bed) -> None
     wait_for(lambda: a.events("reply", param=long, code=200))
 
 
-def test_a_message_to_a_dead_node_times_out_once(bed: Bed) -> None:
-    a = bed.python(A, defines={"ping_interval": 60}, after='modparam("tm", "fr_timer", 1500)')
+@pytest.mark.parametrize(
+    ("defines", "after"),
+    [({"fr_timer": 1500}, ""), ({"use_tm": 1}, 'modparam("tm", "fr_timer", 1500)')],
+    ids=["alone", "tm"],
+)
+def test_a_message_to_a_dead_node_times_out_once(
+    bed: Bed, defines: dict[str, object], after: str
+) -> None:
+    a = bed.python(A, defines={"ping_interval": 60, **defines}, after=after)
     b = bed.python(B, NOTIFY)
     start(a, b)
     b.kill()
@@ -168,13 +198,75 @@ def test_no_transaction_is_kept_for_a_message(bed: Bed) -> None:
     assert "current: 0" in stats and "total: 0" in stats, stats
 
 
-@pytest.mark.parametrize("body", [b"text", b"\xff\x00binary"])
-def test_sl_send_sends_without_a_transaction(bed: Bed, body: bytes) -> None:
-    """Text goes without one; bytes that are no text need uac, and so have one."""
-    a = bed.python(A, defines={"sl_send": 1})
+@pytest.mark.parametrize("body", [b"text", b"\xff\x00binary", b"x" * 4000])
+@pytest.mark.parametrize("sl_send", [0, 1])
+def test_what_can_do_without_goes_without_a_transaction_of_tm(
+    bed: Bed, sl_send: int, body: bytes
+) -> None:
+    """Text, of any size where there is none at all; bytes that are no text need uac."""
+    a = bed.python(A, defines={"sl_send": sl_send, "outbox": 0})
     b = bed.python(B, NOTIFY)
     start(a, b)
     assert a.command("bcast", hex=body.hex()) == 0
     wait_for(lambda: [e for e in b.events("message") if bytes.fromhex(e["body"]) == body])
     stats = a.kamcmd("tm.stats")
-    assert ("total: 0" in stats) is (body == b"text"), stats
+    without = body == b"text" or (sl_send == 1 and body.startswith(b"x"))
+    assert ("total: 0" in stats) is without, stats
+
+
+def test_a_message_that_is_lost_comes_again_and_its_answer_counts_once(bed: Bed) -> None:
+    a = bed.python(A, children=4, defines={"fr_timer": 8000})
+    a.start()
+    with SipSocket("127.0.0.9", 5060) as sip:
+        fake = join(a, sip)
+        a.command("send", body="first", to=fake, param="first")
+        a.command("send", body="second", to=fake, param="second")
+        copies: dict[bytes, list[bytes]] = {b"first": [], b"second": []}
+        times = []
+        end = time.monotonic() + 10
+        while len(copies[b"second"]) < 3 and time.monotonic() < end:
+            data = sip.receive(0.1) or b""
+            body = data.partition(b"\r\n\r\n")[2]
+            if body in copies:
+                copies[body].append(data)
+                if body == b"first" and len(copies[body]) == 2:
+                    for _ in range(5):  # to whichever workers read them
+                        sip.send(reply_to(data, 299, "Late"), A)
+                elif body == b"second":
+                    times.append(time.monotonic())
+            elif data.startswith(b"KDMQ"):
+                sip.send(reply_to(data, 200, "OK"), A)
+        assert [len(found) for found in copies.values()] == [2, 3], "an answered one stays away"
+        assert all(len(set(found)) == 1 for found in copies.values()), "copies are the same"
+        # RFC 3261, 17.1.2.2: after T1, and after twice as long.
+        first, second = times[1] - times[0], times[2] - times[1]
+        assert 0.4 < first < second < 2 and second > 0.9
+        timeout = wait_for(lambda: a.events("reply", param="second"), 15)[0]
+        assert timeout["code"] == 408 and timeout["timed_out"] is True
+        sip.send(reply_to(copies[b"second"][0], 200, "OK"), A)  # too late
+        sip.ask(request(A, user="acme", body=b"x", via=sip.name), A)  # read after it
+    (answered,) = a.events("reply", param="first")
+    assert (answered["code"], answered["reason"]) == (299, "Late")
+    assert len(a.events("reply")) == 2
+    counters = a.counters()
+    assert (counters["replies"], counters["timeouts"]) == (1, 1)
+
+
+@pytest.mark.allows("the engine failed")
+def test_what_is_unanswered_outlives_a_reload_and_an_engine_that_fails(bed: Bed) -> None:
+    script = SCRIPT.read_text().replace("VERSION = 1 ", f"{FAILING_ENGINE}VERSION = 1 ")
+    a = bed.python(A, script=script, defines={"fr_timer": 8000})
+    a.start()
+    with SipSocket("127.0.0.9", 5060) as sip:
+        fake = join(a, sip)
+        a.command("send", body="late", to=fake, param="late")
+        a.kamcmd("app_python.reload")
+        sip.send(list_to(A, sip, "sip:nobody.invalid:5060;status=active\r\n"), A)
+        wait_for(lambda: a.counters()["engine_failures"] == 1)
+        silent_until = time.monotonic() + 0.3
+        while not a.events("reply"):
+            data = sip.receive(0.1) or b""
+            if data.startswith(b"KDMQ") and time.monotonic() > silent_until:
+                sip.send(reply_to(data, 200, "OK"), A)
+    (reply,) = a.events("reply")
+    assert (reply["code"], reply["param"], reply["timed_out"]) == (200, "late", False)

@@ -255,6 +255,7 @@ def test_reply_routes_and_uac_events_of_ones_own_stay(bed: Bed) -> None:
     before = f"""{XLOG}
 #!define DMQ_KEEP_UAC_REPLY
 #!define DMQ_OUTBOX 0
+#!define DMQ_USE_TM 1
 reply_route {{ xlog("L_NOTICE", "FIRST $rs $ci\\n"); }}
 """
     after = """

@@ -63,6 +63,14 @@ def request(
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+def reply_to(data: bytes, code: int, reason: str) -> bytes:
+    """The reply of a server without a mind of its own."""
+    lines = data.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+    names = ("via:", "from:", "to:", "call-id:", "cseq:", "v:", "f:", "t:", "i:")
+    kept = [line for line in lines if line.lower().startswith(names)]
+    return "\r\n".join([f"SIP/2.0 {code} {reason}", *kept, "Content-Length: 0", "", ""]).encode()
+
+
 class SipSocket:
     """A UDP socket of its own address, IPv4 or IPv6; context manager."""
 

@@ -77,7 +77,7 @@ class Bed:
 
     def new(self, **given: Any) -> DMQ:
         """DMQ(), as the script's first line."""
-        self.dmq = DMQ(**{"server_address": LOCAL, "outbox": 0, **given})
+        self.dmq = DMQ(**{"server_address": LOCAL, "outbox": 0, "use_tm": 1, **given})
         return self.dmq
 
     @property

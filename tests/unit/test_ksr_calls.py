@@ -12,8 +12,8 @@ from kemi_dmq import Message, Node, Peer, Reply, ResponseCallback
 from kemi_dmq.batch import Item, Piece, pack
 from kemi_dmq.testing.fake_kamailio import ReceivedReply, Request
 
-from .conftest import Bed, node
-from .test_posting import Loop
+from .conftest import Bed, Handler, node
+from .test_posting import Loop, header
 
 A = node("sip:10.0.0.2:5060")
 B = node("sip:10.0.0.3:5060")
@@ -83,7 +83,30 @@ def test_a_batch_is_received_as_one_message(bed: Bed) -> None:
 
 
 @pytest.mark.parametrize("told", [False, True])
-def test_a_message_is_sent_with_a_transaction(bed: Bed, told: bool) -> None:
+def test_a_message_is_sent_and_answered(bed: Bed, told: bool) -> None:
+    handler = Handler()
+    bed.start(ACME, handler=handler, use_tm=0)
+    bed.publish(A, B)
+    callback = ResponseCallback(on_reply, "x") if told else None
+
+    def send() -> None:
+        assert bed.api.send_message(ACME, "x", A, callback) == 0
+
+    assert calls(bed, send) == {"corex.sendx": 1}
+
+    def answered() -> None:
+        call_id = header(bed.kamailio.texts.pop().text, "Call-ID")
+        reply = ReceivedReply(200, "OK", call_id=call_id)
+        bed.kamailio.receive_reply(reply, handler.ksr_reply_route)  # type: ignore[attr-defined]
+
+    expected = {"kx.get_callid": 1, "pv.get": 1, "fakeksr.set_drop": 1}  # the code
+    if told:
+        expected |= {"pv.get": 2, "kx.get_body": 1}  # the reason
+    assert calls(bed, answered) == expected
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_message_is_sent_through_tm(bed: Bed, told: bool) -> None:
     start(bed)
     callback = ResponseCallback(on_reply, "x") if told else None
 

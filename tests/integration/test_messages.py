@@ -17,10 +17,11 @@ from tests.support.kamailio import (
     wait_for,
     whole,
 )
+from tests.support.relay import Relay
 from tests.support.sip import SipSocket, parse_reply, reply_to, request
 
 pytestmark = BOTH_ROUTINGS
-A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+A, B, C, RELAY = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.8"
 NOTIFY = f"sip:{A}:5060"
 
 
@@ -250,6 +251,31 @@ def test_a_message_that_is_lost_comes_again_and_its_answer_counts_once(bed: Bed)
     assert len(a.events("reply")) == 2
     counters = a.counters()
     assert (counters["replies"], counters["timeouts"]) == (1, 1)
+
+
+@pytest.mark.parametrize("keys", [{}, {"keys": "k1:0123456789abcdefghijkl"}], ids=["", "keys"])
+def test_over_a_network_that_loses_and_repeats_each_runs_once_and_has_one_answer(
+    bed: Bed, keys: dict[str, object]
+) -> None:
+    a = bed.python(A, children=4, defines={"outbox": 0, **keys})
+    there = {"server_address": f"sip:{RELAY}:5060", "server_socket": f"udp:{B}:5060", **keys}
+    b = bed.python(B, NOTIFY, children=4, defines=there)
+    with Relay(RELAY, (A, B), seed=3) as relay:
+        a.start()
+        b.start()
+        wait_for(lambda: f"sip:{RELAY}:5060" in a.active(), 3)
+        relay.loss, relay.copies, relay.delay = 0.2, 0.2, 0.02
+        for number in range(100):
+            assert a.command("bcast", body=f"{number}", param=number) == 0
+        wait_for(lambda: len(a.events("reply")) == 100, 40)
+        assert min(relay.lost, relay.copied, relay.overtaken) > 10
+    replies = a.events("reply")
+    assert sorted(reply["param"] for reply in replies) == list(range(100))
+    assert {reply["code"] for reply in replies} == {200}
+    got = [int(bytes.fromhex(event["body"])) for event in b.events("message")]
+    assert sorted(got) == list(range(100))
+    assert b.counters()["duplicates"] + b.counters()["copies_dropped"] > 10
+    assert a.counters()["replies"] == 100 and a.counters()["timeouts"] == 0
 
 
 @pytest.mark.allows("the engine failed")

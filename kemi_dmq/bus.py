@@ -702,14 +702,14 @@ class Bus:
                 raise TypeError(f"resp_cback is {resp_cback!r}; it must be a ResponseCallback")
             reference = self._reference(resp_cback.function)
             param = pack_param(resp_cback.param)
-        if not isinstance(body, (str, bytes)):
-            raise TypeError(f"body is {type(body).__name__}; it must be str or bytes")
+        if type(body) is not str and type(body) is not bytes:
+            body = _plain(body)
         if (
             type(max_forwards) is not int
             or type(content_type) is not str
             or (max_forwards, content_type) not in self._sound
         ):
-            self._check_headers(max_forwards, content_type)
+            max_forwards, content_type = self._checked(max_forwards, content_type)
         if body and not content_type:
             raise ValueError("content_type is empty; a body needs one")
         if isinstance(body, str) and not body.isascii():
@@ -760,14 +760,17 @@ class Bus:
                 result = -1
         return result
 
-    def _check_headers(self, max_forwards: int, content_type: str) -> None:
+    def _checked(self, max_forwards: int, content_type: str) -> tuple[int, str]:
+        """Both as values that are written as what they are."""
         if not isinstance(max_forwards, int) or not 0 <= max_forwards <= 255:
             raise ValueError(f"max_forwards is {max_forwards!r}; it must be 0 to 255")
         if not isinstance(content_type, str) or not _CONTENT_TYPE.fullmatch(content_type):
             raise ValueError(f"content_type is {content_type!r}; it must be such as text/plain")
         if len(self._sound) >= 1000:
             self._sound.clear()
-        self._sound.add((max_forwards, content_type))
+        sound = (int(max_forwards), "".join((content_type,)))
+        self._sound.add(sound)
+        return sound
 
     def _post(
         self, nodes: tuple[Node, ...], seconds: float, fields: tuple[Any, ...], whose: str
@@ -857,8 +860,8 @@ class Bus:
         if not table.fill(slot, token, to, request, f"{node.uri}|{whose}" if whose else ""):
             return None
         if not self.host.send_text(to, request):
-            table.take(slot, token)
-            return False
+            # Unless it has timed out meanwhile: then it has its outcome already.
+            return table.take(slot, token) is None
         if table.watch():
             self.shared.engine_inbox.wake()
         return True
@@ -1012,9 +1015,12 @@ class Bus:
             return
         parcel = quiet_parcel(call_id, self._parcel_prefix)
         if parcel and code == 200:
-            wake = bool(self.shared.words.get("answers_wanted"))
-            if not self.shared.engine_inbox.put(fine_event(parcel), wake):
+            inbox = self.shared.engine_inbox
+            if not inbox.put(fine_event(parcel), wake=False):
                 self._inbox_full("engine")
+            # Asked after it is there: the engine says so first, and then looks what is there.
+            elif self.shared.words.get("answers_wanted") or inbox.mine() > inbox.RING // 4:
+                inbox.wake()
             return
         body = host.body() or ""
         if len(body if isinstance(body, bytes) else body.encode()) > MAX_ANSWER:
@@ -1138,6 +1144,16 @@ def _for_agent(code: int, agent: wire.Agent) -> int:
     if agent.python:
         return code
     return 480 if code == 408 else 202
+
+
+def _plain(body: object) -> str | bytes:
+    """A body of a derived type (an enum's) as the text or bytes that it is: what is written of it
+    might be something else."""
+    if isinstance(body, str):
+        return "".join((body,))
+    if isinstance(body, bytes):
+        return b"".join((body,))
+    raise TypeError(f"body is {type(body).__name__}; it must be str or bytes")
 
 
 def _all_python(nodes: tuple[Node, ...]) -> bool:

@@ -529,6 +529,7 @@ def parcel_prefix(settings: Settings) -> str:
 #: has sent by itself (unanswered.py).
 _PARCEL, _QUIET, WORKERS = "o", "q", "w"
 _PARCEL_ID = re.compile(rf"[{_PARCEL}{_QUIET}]([0-9a-f]{{1,16}})\.([0-9a-f]{{{TOKEN}}})")
+_LONGEST = 16 + 1 + TOKEN  # of the rest
 #: Seconds after which outcomes that found no room are told again.
 TELL_AGAIN = 0.02
 
@@ -536,7 +537,9 @@ TELL_AGAIN = 0.02
 def quiet_parcel(call_id: str, prefix: str) -> str:
     """Which parcel an answer is for, if nobody waits for it; else ""."""
     at = len(prefix) + 1
-    return call_id[at:] if call_id.startswith(_QUIET, at - 1) else ""
+    if call_id.startswith(_QUIET, at - 1) and len(call_id) - at <= _LONGEST:
+        return call_id[at:]
+    return ""
 
 
 # Events, as they travel through the inbox ------------------------------------------------------

@@ -44,6 +44,7 @@ class Peer:
     def __post_init__(self) -> None:
         if not isinstance(self.peer_id, str) or not _TOKEN.fullmatch(self.peer_id):
             raise ValueError(f"peer_id is {self.peer_id!r}; it must be the user part of a SIP URI")
+        object.__setattr__(self, "peer_id", "".join((self.peer_id,)))  # not an enum's
         for name in ("callback", "init_callback"):
             value = getattr(self, name)
             if value is not None and not callable(value):

@@ -1,8 +1,9 @@
 """Memory that all processes of one Kamailio share.  Made once, before the fork.
 
-Every structure here says who writes it and who reads it.  Only the once-only table (once.py)
-takes a lock, since only there do several processes write the same word.  A reader never trusts
-what it reads without a check: records carry a checksum, so a torn one is noticed.
+Every structure here says who writes it and who reads it.  Only the once-only table (once.py) and
+that of unanswered requests (unanswered.py) take locks, since only there do several processes write
+the same word.  A reader never trusts what it reads without a check: records carry a checksum, so a
+torn one is noticed.
 """
 
 from __future__ import annotations
@@ -208,6 +209,7 @@ class Inbox:
         offset = head % self._ring
         skip = self._ring - offset if offset + need > self._ring else 0
         if head + skip + need - tail > self._ring:
+            self.wake()  # most of it may be what woke nobody
             return 0
         base = mine * self._ring
         if skip:

@@ -8,7 +8,8 @@ worker.  A request has a slot, which its Call-ID names, with a token that nobody
 
 Writers: a slot that is free belongs to the process that has it in its share; one that is open to
 whoever takes it, under a lock; one that is held to the engine, which also sends again what is not
-answered.  No lock is held while anything is sent or told.
+answered.  No lock is held while anything is sent or told.  The token is written last and looked at
+again after reading: a record that was changed meanwhile is not used.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MAX_BODY = 2600
 QUIET = 10.0
 #: Seconds after which a timeout that could not be told is told again.
 TELL_AGAIN = 0.1
+#: Seconds between two looks at all slots, at least.
+LEAST = 0.01
 _HELD = 1
 _LOCKS = 16
 _COUNT = MAX_PROCESSES * SLOTS
@@ -68,7 +71,9 @@ class Unanswered:
         self._mine = -1  # the process's number, for which the next two are
         self._cursor = 0
         self._drawn: list[int] = []
-        self._empty_since: float | None = None  # in the engine's process
+        # In the engine's process:
+        self._empty_since: float | None = None
+        self._can_tell = True
 
     # The process that sends ------------------------------------------------------------------
 
@@ -124,16 +129,14 @@ class Unanswered:
         with self._locks[slot % _LOCKS]:
             if self._tokens[slot] != token:
                 return None
-            whose, *_ = self._read(slot)
+            data = self._read(slot)
             self._tokens[slot] = 0
+        whose, *_ = _unpack(data)
         return whose
 
-    def _read(self, slot: int) -> tuple[str, str, int, str, str]:
+    def _read(self, slot: int) -> bytes:
         start = slot * SIZE
-        found: tuple[str, str, int, str, str] = marshal.loads(
-            self._map[start : start + self._lengths[slot]]
-        )
-        return found
+        return self._map[start : start + self._lengths[slot]]
 
     # The engine ------------------------------------------------------------------------------
 
@@ -149,6 +152,7 @@ class Unanswered:
         there is nothing to look after, until watch() was asked."""
         now = int(self._clock() * 1000)
         next_due = None
+        self._can_tell = True
         for slot in self._busy():
             if self._due[slot] <= now:
                 self._work_off(slot, now, send, tell)
@@ -156,7 +160,7 @@ class Unanswered:
                 next_due = self._due[slot]
         if next_due is not None:
             self._empty_since = None
-            return max(0.0, (next_due - now) / 1000)
+            return max(LEAST, (next_due - now) / 1000)
         if self._empty_since is None:
             self._empty_since = now / 1000
         elif now / 1000 - self._empty_since >= QUIET:
@@ -182,12 +186,12 @@ class Unanswered:
         tell: Callable[[str], bool],
     ) -> None:
         token, sent = self._tokens[slot], self._sent[slot]
+        if not token:
+            return  # answered since this tick began
         if token > _HELD and now - sent < self._patience:
-            try:
-                _, host, port, transport, text = self._read(slot)
-            except (EOFError, TypeError, ValueError):
-                return  # answered meanwhile, and being filled again
-            if self._tokens[slot] == token:  # else it was not that request
+            data = self._read(slot)
+            if self._tokens[slot] == token:  # else it is not that request, or half of two
+                _, host, port, transport, text = _unpack(data)
                 pause = min(now - sent + int(T1 * 1000), int(T2 * 1000))
                 self._due[slot] = min(now + pause, sent + self._patience)
                 send(SipUri(host, port, transport), text)
@@ -196,8 +200,16 @@ class Unanswered:
             if self._tokens[slot] != token:
                 return
             self._tokens[slot] = _HELD
-        whose, *_ = self._read(slot)
-        if not whose or tell(whose):
+        whose, *_ = _unpack(self._read(slot))
+        if whose and self._can_tell:
+            self._can_tell = tell(whose)
+        if not whose or self._can_tell:
             self._tokens[slot] = 0
         else:
             self._due[slot] = now + int(TELL_AGAIN * 1000)
+
+
+def _unpack(data: bytes) -> tuple[str, str, int, str, str]:
+    """What fill() has packed."""
+    found: tuple[str, str, int, str, str] = marshal.loads(data)
+    return found

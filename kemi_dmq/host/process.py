@@ -156,7 +156,7 @@ class EngineProcess:
         )
         self.outbox = self._engine.outbox
         self._started = False
-        self._look_at: float | None = None  # when to look for what is unanswered
+        self._look_at: float | None = 0.0  # when to look for what is unanswered
 
     def run(self) -> None:
         """Work until Kamailio stops, or for SHORT_STAY where the reload lock cannot be given

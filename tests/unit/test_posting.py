@@ -555,3 +555,50 @@ def test_an_answer_that_nobody_waits_for_does_not_wake_the_engine(bed: Bed) -> N
     loop.answer(texts[0], ReceivedReply())
     assert woken(), "the next one waits for it"
     assert len(loop.turn()) == 1
+
+
+def test_made_up_answers_neither_fill_the_engines_inbox_nor_let_it_sleep(bed: Bed) -> None:
+    bed.start(ACME)
+    runtime = bed.runtime
+    inbox, prefix = runtime.shared.engine_inbox, runtime.bus._parcel_prefix
+    woken = os.eventfd_read
+    for _ in range(10):
+        reply = ReceivedReply(200, "OK", call_id=f"{prefix}q{'1' * 5000}")
+        bed.kamailio.receive_reply(reply, runtime.handler.ksr_reply_route)
+    kinds = [event[0] for event in inbox.take()]
+    assert set(kinds) == {"reply"} and woken(inbox.fd) == 10
+    number = 0
+    while inbox.mine() <= inbox.RING // 4:
+        with pytest.raises(BlockingIOError):
+            woken(inbox.fd)
+        reply = ReceivedReply(200, "OK", call_id=f"{prefix}q{number:x}.0123456789")
+        bed.kamailio.receive_reply(reply, runtime.handler.ksr_reply_route)
+        number += 1
+    assert woken(inbox.fd) == 1 and number > 100
+
+
+def test_an_engine_that_wants_answers_just_now_is_woken(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed.start(ACME)
+    runtime = bed.runtime
+    shared = runtime.shared
+    put = shared.engine_inbox.put
+
+    def put_slowly(event: Any, wake: bool = True) -> int:
+        ticket = put(event, wake)
+        shared.words.set("answers_wanted", 1)  # and has looked before this one was there
+        return ticket
+
+    monkeypatch.setattr(shared.engine_inbox, "put", put_slowly)
+    reply = ReceivedReply(200, "OK", call_id=f"{runtime.bus._parcel_prefix}q1.0123456789")
+    bed.kamailio.receive_reply(reply, runtime.handler.ksr_reply_route)
+    assert os.eventfd_read(shared.engine_inbox.fd) == 1
+
+
+def test_a_full_inbox_wakes_its_reader(bed: Bed) -> None:
+    bed.start(ACME)
+    inbox = bed.runtime.shared.engine_inbox
+    while inbox.put(("x" * 1000,), wake=False):
+        pass
+    assert os.eventfd_read(inbox.fd) == 1

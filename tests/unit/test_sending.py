@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import pytest
@@ -166,6 +167,67 @@ def test_what_no_slot_can_hold_goes_through_tm(bed: Bed, handler: Listening) -> 
     answer(bed, handler, call_id(bed.kamailio.texts[7]))
     bed.api.send_message(ACME, "x", A)
     assert len(bed.kamailio.texts) == SLOTS + 1
+
+
+class Text(str, enum.Enum):  # noqa: UP042 - whose format() is not its value
+    UP = "up"
+    TYPE = "text/x"
+    PEER = "acme"
+
+
+class Raw(bytes):
+    def __str__(self) -> str:
+        return "other"
+
+
+class Hops(enum.IntEnum):
+    ONE = 1
+
+
+@pytest.mark.parametrize("more", [{"use_tm": 0}, {"sl_send": 1}, {"use_tm": 1}, {"outbox": 1}])
+def test_values_of_derived_types_travel_as_what_they_are(bed: Bed, more: dict[str, int]) -> None:
+    bed.start(Peer(Text.PEER, "", lambda message, sender: None), **{"use_tm": 0, **more})
+    bed.publish(A)
+    for body in (Text.UP, Raw(b"up")):
+        for hops in (True, Hops.ONE, 1):
+            assert (
+                bed.api.bcast_message(
+                    Peer(Text.PEER), body, max_forwards=hops, content_type=Text.TYPE
+                )
+                == 0
+            )
+    if "outbox" in more:
+        posts = list(bed.runtime.shared.posts.take())
+        assert {post[2:7] for post in posts} == {("acme", "up", False, "text/x", 1)}
+        return
+    sent = [(r.ruri, r.headers, r.body.decode()) for r in bed.kamailio.requests]
+    for text in bed.kamailio.texts:
+        head, _, body_text = text.text.partition("\r\n\r\n")
+        assert header(text.text, "Content-Length" if "\r\nl" not in head else "l") == "2"
+        sent.append((text.text.split()[1], head, body_text))
+    assert len(sent) == 6
+    for ruri, headers, body_text in sent:
+        assert (ruri, body_text) == ("sip:acme@10.0.0.2:5060", "up")
+        assert "Max-Forwards: 1\r\n" in headers and "Content-Type: text/x\r\n" in headers
+
+
+def test_a_timeout_told_while_kamailio_sends_is_its_outcome(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bed.start(ACME, use_tm=0, fr_timer=100)
+    bed.publish(B)
+    shared, bus, host = bed.runtime.shared, bed.runtime.bus, bed.runtime.host
+
+    def blocks(to: object, text: str) -> bool:
+        now = shared.unanswered._clock()
+        shared.unanswered._clock = lambda: now + 0.2
+        shared.unanswered.tick(lambda to, text: None, bus.timed_out)
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "send_text", blocks)
+        assert bed.api.send_message(ACME, "x", B, ResponseCallback(on_reply)) == 0
+    assert [event[0] for event in shared.callbacks_inbox.take()] == ["timeout"]
 
 
 def test_what_kamailio_does_not_take_is_minus_1_and_no_slot_stays_in_use(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kemi_dmq import unanswered
 from kemi_dmq.shared import Processes
@@ -177,12 +175,12 @@ def test_a_slot_that_is_filled_anew_while_the_engine_reads_it_is_left_alone(bed:
     bed.now += 0.5
     read = bed.table._read
 
-    def meanwhile(slot: int) -> tuple[str, str, int, str, str]:
+    def meanwhile(slot: int) -> bytes:
         bed.table._read = read  # type: ignore[method-assign]
         assert bed.table.take(slot, token) == "first"
         bed.table._cursor = slot
         bed.open("second", text="second")
-        return read(slot)
+        return read(slot)[:7] + b"(\xff\xff\xff\x7f"  # half of it: no record at all
 
     bed.table._read = meanwhile  # type: ignore[method-assign]
     bed.tick()
@@ -190,13 +188,33 @@ def test_a_slot_that_is_filled_anew_while_the_engine_reads_it_is_left_alone(bed:
     bed.run(0.5)
     assert bed.sent == [(1.0, "sip:10.0.0.2:5060 second")]
 
-    def torn(slot: int) -> tuple[str, str, int, str, str]:
-        raise ValueError("bad marshal data")
 
-    bed.table._read = torn  # type: ignore[method-assign]
-    bed.now += 1
+@pytest.mark.parametrize("refilled", [False, True])
+def test_what_is_answered_while_the_engine_looks_has_its_answer_alone(
+    bed: Bed, refilled: bool
+) -> None:
+    _, first = bed.open("first")
+    bed.now += 0.5
+    busy = bed.table._busy
+    second = (0, 0)
+
+    def look() -> list[int]:
+        nonlocal second
+        bed.table._busy = busy  # type: ignore[method-assign]
+        found = busy()
+        assert bed.table.take(found[0], first) == "first"
+        if refilled:
+            bed.table._cursor = found[0]
+            second = bed.open("second")
+            assert second[0] == found[0]
+        return found
+
+    bed.table._busy = look  # type: ignore[method-assign]
     bed.tick()
-    assert len(bed.sent) == 1
+    assert bed.told == [] and bed.sent == []
+    if refilled:
+        assert bed.table.take(*second) == "second"
+    assert busy() == []
 
 
 def test_of_many_processes_with_the_same_answer_one_takes_it(bed: Bed) -> None:
@@ -223,30 +241,81 @@ def test_a_process_without_a_number_has_no_slots(bed: Bed, monkeypatch: pytest.M
     assert bed.table.free() == (0, 0)
 
 
-@given(st.data())
-def test_each_request_has_one_end(data: st.DataObject) -> None:
-    """Whatever is sent, answered, answered again and late, and however the callbacks process
-    lags."""
-    bed = Bed(fr_timer=5)
-    opened: dict[str, tuple[int, int]] = {}
-    ends: list[str] = []
+class Life:
+    """Whatever is sent, answered, answered again and late, also in the middle of the engine's look,
+    and however the callbacks process lags."""
 
-    def answer(name: str) -> None:
-        whose = bed.table.take(*opened[name])
-        if whose is not None:
-            assert whose == name
-            ends.append(name)
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.bed = Bed(fr_timer=5)
+        self.opened: dict[str, tuple[int, int]] = {}
+        self.ends: list[str] = []
+        table = self.bed.table
+        self._busy, self._read = table._busy, table._read
+        table._busy, table._read = self.look, self.read  # type: ignore[method-assign]
 
-    steps: list[Callable[[], object]] = [
-        lambda: opened.setdefault(name := f"m{len(opened)}", bed.open(name)),
-        lambda: answer(data.draw(st.sampled_from(sorted(opened)))) if opened else None,
-        lambda: bed.run(data.draw(st.floats(0.01, 3))),
-        lambda: setattr(bed, "listens", data.draw(st.booleans())),
-    ]
-    for _ in range(data.draw(st.integers(1, 60))):
-        data.draw(st.sampled_from(steps))()
-    bed.listens = True
-    bed.run(40)
-    for name in opened:
-        answer(name)
-    assert sorted(ends + bed.told) == sorted(opened)
+    def opens(self) -> None:
+        name = f"m{len(self.opened)}"
+        self.bed.table._cursor = self.rng.randrange(4)  # the same slots again and again
+        slot, token = self.bed.table.free()
+        if token:
+            assert self.bed.table.fill(slot, token, UDP, "x", name)
+            self.opened[name] = (slot, token)
+
+    def answers(self) -> None:
+        if self.opened:
+            self.take(self.rng.choice(list(self.opened)[-20:]))
+
+    def take(self, name: str) -> None:
+        whose = self.bed.table.take(*self.opened[name])
+        assert whose in (None, name)
+        self.ends.extend(filter(None, [whose]))
+
+    def happens(self) -> None:
+        """What other processes do meanwhile."""
+        for _ in range(self.rng.randrange(4)):
+            self.rng.choice([self.opens, self.answers])()
+
+    def look(self) -> list[int]:
+        found = self._busy()
+        self.happens()
+        return found
+
+    def read(self, slot: int) -> bytes:
+        record = self._read(slot)
+        lock = self.bed.table._locks[slot % 16]
+        if lock.acquire(block=False):  # else it is take() that reads
+            lock.release()
+            self.happens()
+        return record
+
+    def send(self, to: SipUri, text: str) -> None:
+        self.happens()
+
+    def tell(self, whose: str) -> bool:
+        done = self.bed.tell(whose)
+        self.happens()
+        return done
+
+    def live(self) -> None:
+        for _ in range(self.rng.randrange(60)):
+            what = self.rng.randrange(5)
+            if what == 0:
+                self.bed.listens = self.rng.random() < 0.7
+            elif what < 3:
+                self.happens()
+            else:
+                self.bed.table.tick(self.send, self.tell)
+                self.bed.now += self.rng.choice([0.01, 0.3, 1, 3])
+        self.bed.listens = True
+        self.bed.table._busy, self.bed.table._read = self._busy, self._read  # type: ignore[method-assign]
+        self.bed.run(40)
+        for name in self.opened:
+            self.take(name)
+
+
+def test_each_request_has_one_end_whatever_happens_in_between() -> None:
+    for seed in range(400):
+        life = Life(seed)
+        life.live()
+        assert sorted(life.ends + life.bed.told) == sorted(life.opened), seed

@@ -36,6 +36,7 @@ HOW: dict[str, dict[str, Any]] = {
 
 PLAIN = Mode("kemi_dmq")
 CALLBACK = Mode("kemi_dmq, response callback", how="callback")
+BY_TM = Mode("kemi_dmq, response callback, use_tm=1", how="callback", defines={"USE_TM": 1})
 SL_SEND = Mode("kemi_dmq, sl_send=1", defines={"SL_SEND": 1})
 #: Broadcasts that the calling process sends to one node after the other.
 DIRECT = Mode("kemi_dmq, outbox=0", defines={"OUTBOX": 0})
@@ -45,7 +46,7 @@ WITH_REDIS = Mode("Redis pub/sub", REDIS)
 WITH_NATS = Mode("NATS", NATS)
 
 #: One message to one node.
-SEND = (CALLBACK, PLAIN, SL_SEND, THE_C_MODULE)
+SEND = (CALLBACK, BY_TM, PLAIN, SL_SEND, THE_C_MODULE)
 #: To all nodes.
 BROADCAST = (PLAIN, DIRECT, SL_SEND, THE_C_MODULE)
 #: Under load: throughput and latency, the registration storm.  (Not sl_send: what goes out without

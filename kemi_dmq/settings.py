@@ -74,8 +74,8 @@ class Settings:
     #: Milliseconds that an answer is waited for (tm's name and default); where a message goes
     #: through tm, that of tm counts.
     fr_timer: int = 30_000
-    #: 1: messages go through tm, with what hangs on it (event_route[tm:local-request], its
-    #: statistics and timers); it costs half as much again.  0: only those that must (docs/
+    #: 1: what is sent at once goes through tm, with what hangs on it (its timers and statistics,
+    #: event_route[tm:local-request]); it costs half as much again.  0: only what must (docs/
     #: messages.md).
     use_tm: int = 0
     #: 1: C modules that stand after app_python3 in kamailio.cfg (htable, dialog, dmq_usrloc,

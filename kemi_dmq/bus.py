@@ -1019,7 +1019,7 @@ class Bus:
             if not inbox.put(fine_event(parcel), wake=False):
                 self._inbox_full("engine")
             # Asked after it is there: the engine says so first, and then looks what is there.
-            elif self.shared.words.get("answers_wanted") or inbox.mine() > inbox.RING // 4:
+            elif self.shared.words.get("answers_wanted") or inbox.fills_up():
                 inbox.wake()
             return
         body = host.body() or ""

@@ -34,7 +34,10 @@ def load(script: dict[str, Any]) -> Callable[[], Any]:
         script.setdefault("dmq", dmq)
         try:
             with open(path, "rb") as file:
-                exec(compile(file.read(), path, "exec"), script)
+                source = file.read()
+            if not source.strip():
+                raise ValueError("it is empty")  # an editor that begins to write it, or a full disk
+            exec(compile(source, path, "exec"), script)
         except BaseException as error:  # also sys.exit()
             if runtime.refused and runtime.handler is None:
                 raise  # a wrong setting, at start: it has been told

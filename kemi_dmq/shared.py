@@ -228,6 +228,10 @@ class Inbox:
         mine = self._processes.mine()
         return self._heads[mine] - self._tails[mine] if mine < MAX_PROCESSES else 0
 
+    def fills_up(self) -> bool:
+        """Whether this process's own events take more than a quarter of their room."""
+        return self.mine() > self._ring // 4
+
     def backlog(self) -> int:
         """Bytes that wait or are worked off now, of all writers."""
         known = self._processes.known()

@@ -290,7 +290,7 @@ class EngineProcess:
     def outcome(self, ended: Ended) -> bool:
         shared = self._bus.shared
         # The rest is left for what membership tells.
-        if shared.callbacks_inbox.mine() > shared.callbacks_inbox.RING // 4:
+        if shared.callbacks_inbox.fills_up():
             return False
         if not shared.callbacks_inbox.put(outcome_event(ended)):
             return False

@@ -147,6 +147,12 @@ class SimulatedPythonNode(SimulatedNode):
             self.after(WAKE_UP, self.work_off)
         return 1
 
+    def wake(self) -> None:
+        pass
+
+    def fills_up(self) -> bool:
+        return False
+
     def wait_applied(self, ticket: int, seconds: float) -> bool:
         if self.delay > seconds:
             return False

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from .brokers import installed
 from .buses import Bus, all_running, losses
+from .cpu import Meter
 from .load import Sender
 from .modes import BROKERS, LOAD, C, Mode
 from .report import Options, Plot, Report
@@ -151,6 +152,15 @@ def quantiles(values: list[float]) -> list[tuple[float | str, float]]:
     return [((number + 1) / 2, cut * 1000) for number, cut in enumerate(cuts)]
 
 
+def spent_on(bus: Bus, meter: Meter, messages: int, load: Callable[[], object]) -> int:
+    """Processor time of all nodes until so many messages that load() causes are delivered."""
+    delivered = bus.delivered()
+    bus.forget_stamps()
+    spent = -meter.read()
+    load()
+    return spent + bus.read_when_delivered(meter, delivered, messages)
+
+
 def as_many_as_go(client: Sender, bus: Bus, size: int) -> Callable[[], Figures]:
     """A slice: so many broadcasts, a few for each request."""
     each = min(A_REQUEST, size)
@@ -161,13 +171,15 @@ def as_many_as_go(client: Sender, bus: Bus, size: int) -> Callable[[], Figures]:
     def run() -> Figures:
         triggers = [bus.trigger(client, "bcast", each) for _ in range(size // each - 1)]
         triggers.append(bus.trigger(client, "bcast", each, "timed"))  # these tell when it ends
-        delivered = bus.delivered()
-        bus.forget_stamps()
-        spent = -meter.read()
-        begin, own = time.time(), time.process_time()
-        client.run(triggers, address, b"200", WINDOW)
-        busy = (time.process_time() - own) / (time.time() - begin)
-        spent += bus.read_when_delivered(meter, delivered, messages)
+        begin = busy = 0.0
+
+        def load() -> None:
+            nonlocal begin, busy
+            begin, own = time.time(), time.process_time()
+            client.run(triggers, address, b"200", WINDOW)
+            busy = (time.process_time() - own) / (time.time() - begin)
+
+        spent = spent_on(bus, meter, messages, load)
         seconds = max(came for node in bus.stamps(each) for _, came in node) - begin
         return {
             CPU: spent / messages,
@@ -191,11 +203,9 @@ def at_rate(
 
     def run() -> Figures:
         triggers = [bus.trigger(client, "bcast", each, "timed") for _ in range(size // each)]
-        delivered = bus.delivered()
-        bus.forget_stamps()
-        spent = -meter.read()
-        client.pace(triggers, address, b"200", rate / each)
-        spent += bus.read_when_delivered(meter, delivered, messages)
+        spent = spent_on(
+            bus, meter, messages, lambda: client.pace(triggers, address, b"200", rate / each)
+        )
         taken = [came - sent for node in bus.stamps(size) for sent, came in node]
         pool.extend(taken)
         cuts = statistics.quantiles(taken, n=100)

@@ -1037,15 +1037,17 @@ class Bus:
             whose = self.shared.unanswered.take(int(slot, 16), int(token, 16))
         except ValueError:
             return  # somebody's answer to what nobody asked
-        if not whose:
-            return
+        if whose:
+            self._run_answer(MARK + whose, code)
+
+    def _run_answer(self, event_param: str, code: int) -> None:
+        """Call the response callback of the answer being handled."""
         self._count("replies")
         host = self.host
         body = host.body() or ""
-        reply = Reply(
-            code, host.reply_reason(), body, host.content_type() if body else "", timed_out=False
-        )
-        self.run_response(MARK + whose, reply)
+        content_type = host.content_type() if body else ""
+        reply = Reply(code, host.reply_reason(), body, content_type, timed_out=False)
+        self.run_response(event_param, reply)
 
     def timed_out(self, whose: str) -> bool:
         """In the engine's process: tell that no answer came; False if there is no room for it."""
@@ -1069,12 +1071,7 @@ class Bus:
             if not self.shared.callbacks_inbox.put(("timeout", event_param)):
                 self._inbox_full("callbacks process")
             return True
-        self._count("replies")
-        body = host.body() or ""
-        content_type = host.content_type() if body else ""
-        self.run_response(
-            event_param, Reply(code, host.reply_reason(), body, content_type, timed_out=False)
-        )
+        self._run_answer(event_param, code)
         return True
 
     def run_outcome(self, event: tuple[Any, ...]) -> None:

@@ -196,7 +196,7 @@ class Outbox:
         piece = batch.Piece(post.item())
         size = len(post.body) + len(post.callback) + OVERHEAD
         name = post.peer_id if post.ordered else ""
-        number, ready, memory, lanes = self.count, self._ready, self._memory, self._lanes
+        number, ready, lanes = self.count, self._ready, self._lanes
         for uri in post.uris:
             lane = None if name else lanes.get(uri)
             if lane is None:
@@ -204,10 +204,7 @@ class Outbox:
             number += 1
             lane.waiting[number] = Letter(number, post, piece, uri, size, lane)
             ready[lane] = None
-            place = lane.place
-            place.held += size
-            if place.held >= memory:
-                self.full |= {place.key}
+            self._hold(lane.place, size)
         self.count = number
 
     def _lane(self, uri: str, name: str) -> _Lane:
@@ -457,11 +454,8 @@ class Outbox:
             self.release(letter)
             return
         if answer is not None:
-            place = letter.lane.place
+            self._hold(letter.lane.place, len(answer.body))
             letter.size += len(answer.body)
-            place.held += len(answer.body)
-            if place.held >= self._memory:
-                self.full |= {place.key}
         self.ended.append(Ended(letter, outcome, answer))
 
     def _end_all(self, parcel: Parcel) -> None:
@@ -486,6 +480,11 @@ class Outbox:
             self._timed += 1
         timed.due = when
         heapq.heappush(self._due, (when, next(self._pushes), timed))
+
+    def _hold(self, place: _Place, size: int) -> None:
+        place.held += size
+        if place.held >= self._memory and place.key not in self.full:
+            self.full |= {place.key}
 
     def _drop_stale(self) -> None:
         due = self._due

@@ -43,20 +43,13 @@ _TOKENS = 64
 
 
 class Unanswered:
-    def __init__(
-        self,
-        processes: Processes,
-        clock: Callable[[], float],
-        fr_timer: float,
-        random: Callable[[int], bytes] = os.urandom,
-    ) -> None:
+    def __init__(self, processes: Processes, clock: Callable[[], float], fr_timer: float) -> None:
         """fr_timer: seconds that an answer is waited for, as of tm."""
         self._processes = processes
         self._clock = clock
         self._patience = int(fr_timer * 1000)
         #: Seconds after which what was sent just now may be due.
         self.soon = min(T1, fr_timer)
-        self._random = random
         self._map = shared_map(_COUNT * SIZE)
         words = memoryview(shared_map(4 * _COUNT * 8 + 8)).cast("Q")
         #: 0: free.  Of a slot that is not: when it was sent, when something is due, its length.
@@ -90,9 +83,9 @@ class Unanswered:
             if not tokens[slot]:
                 self._cursor = (step + 1) % SLOTS
                 if not self._drawn:
-                    raw = self._random(8 * _TOKENS)
+                    raw = os.urandom(5 * _TOKENS)
                     self._drawn = [
-                        int.from_bytes(raw[at : at + 5], "big") + 2 for at in range(0, len(raw), 8)
+                        int.from_bytes(raw[at : at + 5], "big") + 2 for at in range(0, len(raw), 5)
                     ]
                 return slot, self._drawn.pop()
         return 0, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, PythonNode, wait_for, whole
+from tests.support.kamailio import BOTH_ROUTINGS, Bed, CNode, PythonNode, start, wait_for
 from tests.support.sip import SipSocket, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
@@ -122,12 +122,6 @@ def test_process_message_is_as_in_c(bed: Bed) -> None:
 
 def test_handle_message_rc_is_as_in_c(bed: Bed) -> None:
     assert compare(bed, "handle_message_rc") == ["7", "7", "7"]
-
-
-def start(*nodes: PythonNode | CNode) -> None:
-    for node in nodes:
-        node.start()
-    wait_for(whole(*nodes), 3, "all list all")
 
 
 @BOTH_ROUTINGS

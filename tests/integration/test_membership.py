@@ -6,17 +6,19 @@ import json
 import threading
 import time
 
-from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, CNode, PythonNode, wait_for, whole
+from tests.support.kamailio import (
+    BOTH_ROUTINGS,
+    SCRIPT,
+    Bed,
+    PythonNode,
+    start,
+    wait_for,
+    whole,
+)
 from tests.support.sip import SipSocket, parse_reply, request
 
 A, B, C, D = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"
 NOTIFY = f"sip:{A}:5060"
-
-
-def start(*nodes: PythonNode | CNode) -> None:
-    for node in nodes:
-        node.start()
-    wait_for(whole(*nodes), 3, "all list all")
 
 
 def names(node: PythonNode, uri: str) -> list[str]:

@@ -12,10 +12,9 @@ from tests.support.kamailio import (
     FAILING_ENGINE,
     SCRIPT,
     Bed,
-    CNode,
     PythonNode,
+    start,
     wait_for,
-    whole,
 )
 from tests.support.relay import Relay
 from tests.support.sip import SipSocket, parse_reply, reply_to, request
@@ -23,12 +22,6 @@ from tests.support.sip import SipSocket, parse_reply, reply_to, request
 pytestmark = BOTH_ROUTINGS
 A, B, C, RELAY = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.8"
 NOTIFY = f"sip:{A}:5060"
-
-
-def start(*nodes: PythonNode | CNode) -> None:
-    for node in nodes:
-        node.start()
-    wait_for(whole(*nodes), 3, "all list all")
 
 
 def list_to(to: str, sip: SipSocket, body: str) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.kamailio import SCRIPT, Bed, CNode, PythonNode, wait_for, whole
+from tests.support.kamailio import SCRIPT, Bed, CNode, PythonNode, start, wait_for, whole
 from tests.support.sip import SipReply, SipSocket, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
@@ -45,12 +45,6 @@ XLOG = 'loadmodule "xlog.so"'
 def native(bed: Bed, address: str, notification: str = "", **more: object) -> PythonNode:
     more = {"routes": ROUTES, "before": XLOG, **more}
     return bed.python(address, notification, native=True, **more)
-
-
-def start(*nodes: PythonNode | CNode) -> None:
-    for node in nodes:
-        node.start()
-    wait_for(whole(*nodes), 3, "all list all")
 
 
 def ask(

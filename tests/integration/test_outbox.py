@@ -17,21 +17,14 @@ from tests.support.kamailio import (
     FAILING_ENGINE,
     SCRIPT,
     Bed,
-    CNode,
     PythonNode,
+    start,
     wait_for,
-    whole,
 )
 from tests.support.relay import Relay
 
 A, B, C, RELAY = "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.50"
 NOTIFY = f"sip:{A}:5060"
-
-
-def start(*nodes: PythonNode | CNode) -> None:
-    for node in nodes:
-        node.start()
-    wait_for(whole(*nodes), 3, "all list all")
 
 
 def bodies(node: PythonNode) -> list[str]:

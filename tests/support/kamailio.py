@@ -507,3 +507,10 @@ def whole(*nodes: PythonNode | CNode) -> Callable[[], bool]:
     """Whether each of nodes lists exactly all of them as active."""
     everyone = {node.uri for node in nodes}
     return lambda: all(node.active() == everyone for node in nodes)
+
+
+def start(*nodes: PythonNode | CNode) -> None:
+    """Start nodes one after the other; they all list each other."""
+    for node in nodes:
+        node.start()
+    wait_for(whole(*nodes), 3, "all list all")

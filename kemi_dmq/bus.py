@@ -71,6 +71,10 @@ MARK_CELL = "dmq1#"
 MAX_EVENT_PARAM = 127  # Kamailio's $uac_req(evparam)
 MAX_UDP = 32766  # 6.0 and later drop larger messages
 MAX_BODY = 32767  # Kamailio's $uac_req(body)
+#: Bytes of a message for a C module that is not run at once: it takes htable half a millisecond.
+LARGE = 8192
+#: How long such a message waits for room in the queue; nothing else runs in that SIP worker.
+ROOM_WAIT = 0.5
 # An event has at most 64 KB on its way to another process:
 NODES_A_POST = 256
 MAX_ANSWER = 48_000
@@ -270,7 +274,7 @@ class Bus:
                 self.host.reply(*NOT_YET)
                 return -1
         try:
-            return self._handle(rc, self._workers is None or at_once, source, signed)
+            return self._handle(rc, at_once, source, signed)
         except UnicodeDecodeError:
             # The R-URI, From, Call-ID or Via; bodies and all else are read with care.
             return self._refuse(400, "Bad Encoding")
@@ -339,7 +343,10 @@ class Bus:
         if signed is not None and not self.gate.fresh(signed):
             answer = self._replayed(source)
         elif type(peer) is RawPeer:
-            answer, good = self._call_raw(peer)
+            from_uri = self._from_uri()
+            if not at_once and self._pass_on(peer, from_uri, (entry, identity)):
+                return rc
+            answer, good = self._call_raw(peer, from_uri)
         else:
             from_uri, body, content_type, sent_from, hops = host.request(source)
             try:
@@ -356,7 +363,7 @@ class Bus:
                 elif user != batch.PEER and (peer is None or peer.callback is None):
                     self._count("delivered")
                     answer, good = _ACCEPTED, True
-                elif at_once:
+                elif at_once or self._workers is None:
                     message = Message(user, body, content_type, from_uri, sent_from, hops)
                     answer, good = self._call(peer, message, node)
                 else:
@@ -424,8 +431,58 @@ class Bus:
         answer, _ = self._call(peer, Message(*message), node)
         if claim is None:
             return
-        entry, identity = claim
-        self._finish(entry, identity, answer)
+        self._reply_later(answer, claim, headers, way_back, message[4])
+
+    def _from_uri(self) -> str:
+        try:
+            return self.host.from_uri() or ""
+        except UnicodeDecodeError:
+            return ""
+
+    def _pass_on(self, peer: RawPeer, from_uri: str, claim: tuple[int, object]) -> bool:
+        """Leave a large message for a C module to the callbacks process, and whatever comes while
+        one waits there; False where it is to be run at once.
+
+        They come by the dozen, when a node asks for all that another one has: while SIP workers
+        work each off, some milliseconds, the next ones find the receive buffer full.  And htable
+        takes them without its locks (docs/kamailio.md), so two processes must not.
+        """
+        queue, host = self.shared.c_messages, self.host
+        if queue is None:
+            return False
+        large = host.size() >= LARGE
+        if not large and queue.empty():
+            return False
+        text, headers = host.whole(), host.headers()
+        if text is None or headers is None:
+            return False
+        job = (peer.peer_id, from_uri, text, claim, headers, host.way_back(), host.source())
+        if queue.put_within(job, ROOM_WAIT if large else 0.0):
+            self._count("queued")
+            return True
+        self._count("queue_full")
+        self.log_some("kemi_dmq: a callback holds up C modules: their messages run beside it")
+        return False
+
+    def run_c_message(self, job: tuple[Any, ...]) -> None:
+        """In the callbacks process: run the peer of a C module on a request that a SIP worker has
+        received, and reply."""
+        peer_id, from_uri, text, claim, headers, way_back, source = job
+        peer = self.registry.live[peer_id]  # for ever
+        assert isinstance(peer, RawPeer)
+        answer, _ = self._call_raw(peer, from_uri, text.encode())
+        self._reply_later(answer, claim, headers, way_back, source)
+
+    def _reply_later(
+        self,
+        answer: Answer,
+        claim: tuple[int, object],
+        headers: str,
+        way_back: tuple[str, str],
+        source: tuple[str, int],
+    ) -> None:
+        """Answer a claimed request that another process has received."""
+        self._finish(*claim, answer)
         head = RequestHead(headers)
         code, reason, body, content_type = answer
         if code == 408 or (code == 200 and body):
@@ -435,13 +492,13 @@ class Bus:
         text = head.reply(
             code,
             reason or "OK",
-            source=message[4],
+            source=source,
             tag=f"{self.shared.processes.mine()}.{self._send_count}",
             server=self.user_agent(),
             body=body.decode(),
             content_type=content_type,
         )
-        back_to = head.back_to(way_back[0], message[4])
+        back_to = head.back_to(way_back[0], source)
         if not self.host.send_reply(way_back, back_to, text):
             self.log_some(f"kemi_dmq: Kamailio did not send the reply {code} {reason}")
 
@@ -529,20 +586,22 @@ class Bus:
         body = response.body.encode() if isinstance(response.body, str) else response.body
         return Answer(response.code, response.reason, body, response.content_type), True
 
-    def _call_raw(self, peer: RawPeer) -> tuple[Answer, bool]:
-        """The peer of a C module, which reads the message itself."""
+    def _call_raw(
+        self, peer: RawPeer, from_uri: str, text: bytes | None = None
+    ) -> tuple[Answer, bool]:
+        """The peer of a C module, which reads the message itself: the request being handled, or
+        that in text."""
         assert peer.answer is not None
         try:
-            from_uri = self.host.from_uri() or ""
             sender: Node | SipUri | None = self.node_list().of_from(from_uri)
             if sender is None:
                 # A From URI bears no transport; the nodes of a bus mostly have the same.
                 transport = self.settings.server_address.transport
                 sender = wire.parse_uri(from_uri).with_user("").with_transport(transport)
-        except (UnicodeDecodeError, WireError):
+        except WireError:
             return self._bad(400, "Bad From"), False
         try:
-            answer, wrong = peer.answer(sender)
+            answer, wrong = peer.answer(sender, text)
         except BaseException as error:  # ours: C does not raise
             wrong = f"could not be called on a message from {from_uri}: {describe(error)}"
             return self._callback_failed(peer, wrong)

@@ -60,6 +60,7 @@ class Runtime:
             num_workers=settings.num_workers,
             signs=bool(settings.keys),
             fr_timer=settings.fr_timer / 1000,
+            c_modules=bool(settings.bind_c_modules),
         )
         self.bus = Bus(
             settings,

@@ -55,11 +55,12 @@ class Peer:
 class RawPeer(Peer):
     """A peer that reads the SIP message itself: one of a C module (kemi_dmq.native).
 
-    answer(sender): runs in the process that received the request; sender is a URI when it is not
-    on the list.  Gives what to answer, and what went wrong ("": nothing).
+    answer(sender, text): runs in the process that received the request, text being None, or in
+    another one with the request as text; sender is a URI when it is not on the list.  Gives what to
+    answer, and what went wrong ("": nothing).
     """
 
-    answer: Callable[[Node | SipUri], tuple[Answer, str]] | None = None
+    answer: Callable[[Node | SipUri, bytes | None], tuple[Answer, str]] | None = None
 
 
 def is_peer_id(text: object) -> bool:

@@ -24,8 +24,8 @@ MAX_PROCESSES = 256
 
 _COUNTERS = (
     "received",  # KDMQ requests that reached handle_message or process_message
-    "queued",  # of these: handed to a worker (num_workers above 0)
-    "queue_full",  # 503: the workers' queues had no room
+    "queued",  # of these: handed to a worker (num_workers above 0), or to the callbacks process
+    "queue_full",  # 503, or run at once for a C module: these queues had no room
     "batched",  # messages that came several in one request
     "delivered",  # messages for which a peer's callback ran and answered
     "notifications",  # of these: for the notification peer
@@ -223,6 +223,19 @@ class Inbox:
             self.wake()
         return head + need
 
+    def put_within(self, event: tuple[Any, ...], seconds: float) -> int:
+        """put(), which waits for room if there is none now."""
+        ticket = self.put(event)
+        if ticket or self._processes.mine() >= MAX_PROCESSES:
+            return ticket
+        if len(marshal.dumps(event)) + 8 > self._max_event:
+            return 0
+        end = time.monotonic() + seconds
+        while not ticket and time.monotonic() < end:
+            time.sleep(0.001)
+            ticket = self.put(event)
+        return ticket
+
     def mine(self) -> int:
         """Bytes of this process's own events that wait."""
         mine = self._processes.mine()
@@ -236,6 +249,11 @@ class Inbox:
         """Bytes that wait or are worked off now, of all writers."""
         known = self._processes.known()
         return sum(self._heads[:known].tolist()) - sum(self._tails[:known].tolist())
+
+    def empty(self) -> bool:
+        """Whether nothing waits or is worked off now."""
+        known = self._processes.known()
+        return self._heads[:known] == self._tails[:known]
 
     def applied(self, ticket: int) -> bool:
         """Whether this process's event with that ticket has been worked off."""
@@ -436,6 +454,8 @@ class Words:
 
 #: Bytes of messages on their way to the outbox, for each process: some 2,000 of 200 bytes.
 POSTS = 1024 * 1024
+#: The same of messages for peers of C modules: some 16 of 60 KB.
+C_MESSAGES = 1024 * 1024
 
 
 class Shared:
@@ -448,6 +468,7 @@ class Shared:
         num_workers: int = 0,
         signs: bool = False,
         fr_timer: float = 30.0,
+        c_modules: bool = False,
     ) -> None:
         from .nonces import NonceTable
         from .once import OnceTable
@@ -463,6 +484,8 @@ class Shared:
         #: The nodes for which the outbox takes no more, as (host, port).  Writer: the engine.
         self.full_nodes = Snapshot()
         self.callbacks_inbox = Inbox(self.processes)
+        #: Messages for peers of C modules that the callbacks process runs, one after the other.
+        self.c_messages = Inbox(self.processes, C_MESSAGES) if c_modules else None
         self.workers = WorkerQueues(self.processes, num_workers) if num_workers else None
         #: Requests that were sent without tm.
         self.unanswered = Unanswered(self.processes, clock, fr_timer)

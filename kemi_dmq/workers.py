@@ -86,7 +86,7 @@ class WorkerQueues:
     def waits(self, number: int, value: bool) -> None:
         """A worker begins to wait for work, or ends to."""
         self._began[number] = 0
-        self.idle[number] = value and self.inboxes[number].backlog() == 0
+        self.idle[number] = value and self.inboxes[number].empty()
 
     def begins(self, number: int) -> None:
         """A worker begins to work a message off."""

@@ -143,8 +143,17 @@ class KamailioHost:
             return ""
 
     def headers(self) -> str | None:
+        return self._clean("$msg(hdrs)")
+
+    def size(self) -> int:
+        return int(self._pv("$ml") or 0)
+
+    def whole(self) -> str | None:
+        return self._clean("$mb")
+
+    def _clean(self, name: str) -> str | None:
         try:
-            value = self._pv("$msg(hdrs)")
+            value = self._pv(name)
         except UnicodeDecodeError:
             return None
         return value if isinstance(value, str) and "\0" not in value else None

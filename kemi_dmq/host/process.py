@@ -193,7 +193,7 @@ class EngineProcess:
                 self._look_at = now + shared.unanswered.soon
             deadlines = (engine.next_deadline(), leaves_at, self._look_at, now + SIGN_OF_LIFE)
             timeout = max(0.0, min(t for t in deadlines if t is not None) - now)
-            if engine.outbox.wants_answers and inbox.backlog():
+            if engine.outbox.wants_answers and not inbox.empty():
                 timeout = 0.0  # they came before it was known that they are wanted
             ready, _, _ = select.select([inbox.fd, posts.fd, self._resolver.fd], [], [], timeout)
             if posts.fd in ready:  # first: answers that woke nobody have time
@@ -319,15 +319,19 @@ def run_callbacks(
     run_event: Any,
     table: NodeTable | None,
 ) -> None:
-    """Run the script's callbacks, one after the other, until the script was loaded anew.  Shows
-    the list in table."""
-    inbox = bus.shared.callbacks_inbox
+    """Run the script's callbacks, and peers of C modules that it is left to, one after the other,
+    until the script was loaded anew.  Shows the list in table."""
+    served: list[_Served] = [
+        (bus.shared.callbacks_inbox, lambda event: run_callback(bus, event, run_event))
+    ]
+    if bus.shared.c_messages is not None:
+        served.append((bus.shared.c_messages, bus.run_c_message))
 
     def waits(value: bool) -> None:
         if value and table is not None and not table.show(bus.node_list().nodes):
             host.log("err", f"kemi_dmq: the htable {table.name} does not take the node list")
 
-    _serve(inbox, symbols, stale, lambda event: run_callback(bus, event, run_event), waits)
+    _serve(served, symbols, stale, waits)
 
 
 def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[], bool]) -> None:
@@ -344,31 +348,35 @@ def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[]
         bus.run_job(job)
 
     inbox = workers.inboxes[number]
-    _serve(inbox, symbols, stale, run, lambda value: workers.waits(number, value))
+    _serve([(inbox, run)], symbols, stale, lambda value: workers.waits(number, value))
+
+
+#: An inbox, and what is called with each of its events.
+_Served = tuple[Inbox, Callable[[tuple[Any, ...]], None]]
 
 
 def _serve(
-    inbox: Inbox,
+    served: list[_Served],
     symbols: ReloadSymbols,
     stale: Callable[[], bool],
-    run: Callable[[tuple[Any, ...]], None],
-    waits: Callable[[bool], None] = lambda value: None,
+    waits: Callable[[bool], None],
 ) -> None:
-    """run() each event of an inbox until the script was loaded anew (stale()): then Kamailio
-    loads it here too, before it calls again.  waits() is told before and after each wait."""
-    inbox.wake()  # for what may have been left there
+    """Work off inboxes until the script was loaded anew (stale()): then Kamailio loads it here
+    too, before it calls again.  waits() is told before and after each wait."""
+    for inbox, _ in served:
+        inbox.wake()  # for what may have been left there
     stays = symbols.release()
     leaves_at = None if stays else time.monotonic() + SHORT_STAY
     while not stale():
         timeout = None if leaves_at is None else max(0.0, leaves_at - time.monotonic())
         waits(True)
-        select.select([inbox.fd], [], [], timeout)
+        select.select([inbox.fd for inbox, _ in served], [], [], timeout)
         waits(False)
-        inbox.clear_wake()
-        for event in inbox.take():
-            run(event)
-            if stale():
-                inbox.wake()  # what is left is for the new script
-                return
+        for inbox, run in served:
+            inbox.clear_wake()
+            for event in inbox.take():
+                run(event)
+                if stale():
+                    return  # what is left is for the new script
         if leaves_at is not None and time.monotonic() >= leaves_at:
             return

@@ -38,6 +38,12 @@ class Host(Protocol):
     def headers(self) -> str | None:
         """All headers as they came; None where they are not UTF-8 without NUL."""
 
+    def size(self) -> int:
+        """Bytes of the whole request."""
+
+    def whole(self) -> str | None:
+        """All of the request as it came; None where it is not UTF-8 without NUL."""
+
     def way_back(self) -> tuple[str, str]:
         """The request's transport, and the socket that it came to, as ``udp:ip:port``."""
 

@@ -8,19 +8,28 @@ What is checked, before anything is called that could do harm or is bound:
   name) says: names, functions and parameter counts of all its commands;
 - ``find_export`` finds app_python3's own command where the walk found it, and no bind_dmq;
 - tm's ``request`` is the function that tm itself hands out as t_request;
-- ``parse_uri`` writes the structure that we know, and not a byte more.
+- ``parse_uri`` writes the structure that we know, and not a byte more;
+- ``build_sip_msg_from_buf`` writes no more than the room that it gets from us.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from . import layout
 
 #: parse_headers(): all headers
 ALL_HEADERS = (1 << 64) - 1
+#: For a sip_msg, bytes: some 3 KB up to 6.1.
+_MESSAGE_ROOM = 8192
+_SAMPLE = (
+    b"KDMQ sip:acme@127.0.0.1:5099 SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1;branch=z9hG4bK1\r\n"
+    b"From: <sip:acme@127.0.0.1>;tag=1\r\nTo: <sip:acme@127.0.0.1>\r\nCSeq: 1 KDMQ\r\n"
+    b"Call-ID: 1\r\nContent-Length: 0\r\n\r\n"
+)
 
 
 class UnfitError(Exception):
@@ -44,10 +53,13 @@ class Core:
             if ffi.sizeof(name) != size:
                 raise _check_failed(f"{name} has {ffi.sizeof(name)} bytes here, not {size}")
         self._c = ffi.dlopen(None)
+        self._messages = 0  # that were parsed
         try:
             self.find_export = self._c.find_export
             self.parse_headers = self._c.parse_headers
             self.parse_uri = self._c.parse_uri
+            self._build_message = self._c.build_sip_msg_from_buf
+            self._free_message = self._c.free_sip_msg
             self.calloc = self._c.calloc
             self.rpc_register_array = self._c.rpc_register_array
             modules = {}
@@ -55,6 +67,7 @@ class Core:
             for module in self._modules():
                 modules[self._check_module(module)] = module
             self._check_uri()
+            self._check_message()
             if "app_python3" not in modules or "tm" not in modules:
                 raise _check_failed(f"there are only the modules {', '.join(modules)}")
             self.app = modules["app_python3"]
@@ -74,6 +87,19 @@ class Core:
     def message(self) -> Any:
         """The SIP message that is being handled (a sip_msg *); NULL outside of one."""
         return self._environment[0]
+
+    @contextmanager
+    def parsed(self, text: bytes) -> Iterator[Any]:
+        """The SIP message (a sip_msg *) that a process received which is not this one; NULL if it
+        is none.  It does not say where it came from."""
+        buffer = self.ffi.new("char[]", text)
+        message = self.ffi.new("char[]", _MESSAGE_ROOM)
+        self._messages += 1
+        built = self._build_message(message, buffer, len(text), self._messages & 0x7FFFFFFF)
+        try:
+            yield self.ffi.NULL if built < 0 else message
+        finally:
+            self._free_message(message)
 
     def text(self, string: Any) -> str:
         """A Python str of a C str (or of a pointer to one)."""
@@ -178,6 +204,15 @@ class Core:
         )
         if not good:
             raise _check_failed("parse_uri does not fill a sip_uri of 384 bytes")
+
+    def _check_message(self) -> None:
+        room = self.ffi.new("unsigned char[]", b"\xaa" * 2 * _MESSAGE_ROOM)
+        text = self.ffi.new("char[]", _SAMPLE)
+        if self._build_message(room, text, len(_SAMPLE), 0) < 0:
+            raise _check_failed("build_sip_msg_from_buf does not parse a KDMQ")
+        self._free_message(room)
+        if set(bytes(self.ffi.buffer(room))[_MESSAGE_ROOM : 2 * _MESSAGE_ROOM]) != {0xAA}:
+            raise _check_failed(f"a sip_msg has more than {_MESSAGE_ROOM} bytes")
 
     def _check_request(self, request: Any) -> None:
         """load_tm() fills tm's table of functions; ours must be among them."""

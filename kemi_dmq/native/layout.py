@@ -137,6 +137,8 @@ int rpc_register_array(rpc_export_t *rpc_array);
 sr_module_t *get_loaded_modules(void);
 void *find_export(char *name, int param_no, int flags);
 int parse_headers(void *msg, unsigned long long flags, int next);
+int build_sip_msg_from_buf(void *msg, char *buf, int len, unsigned int id);
+void free_sip_msg(void *msg);
 int parse_uri(char *buf, int len, sip_uri_t *uri);
 void **sr_apy_env_get(void);
 void *calloc(size_t count, size_t size);

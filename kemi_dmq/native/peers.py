@@ -46,16 +46,22 @@ class CPeer:
             return Peer(self.peer_id, self.description, None, init)
         return RawPeer(self.peer_id, self.description, None, init, self._answer)
 
-    def _answer(self, sender: Node | SipUri) -> tuple[Answer, str]:
-        """Run the C callback on the request being handled; what to answer, and what went wrong."""
-        if isinstance(sender, Node):
-            return self._run(self._nodes.pointer(sender))
-        with self._nodes.stranger(sender) as pointer:
-            return self._run(pointer)
+    def _answer(self, sender: Node | SipUri, text: bytes | None) -> tuple[Answer, str]:
+        """Run the C callback on the request being handled, or on that in text; what to answer,
+        and what went wrong."""
+        if text is not None:
+            with self._core.parsed(text) as message:
+                return self._answer_to(sender, message)
+        return self._answer_to(sender, self._core.message())
 
-    def _run(self, node: Any) -> tuple[Answer, str]:
+    def _answer_to(self, sender: Node | SipUri, message: Any) -> tuple[Answer, str]:
+        if isinstance(sender, Node):
+            return self._run(self._nodes.pointer(sender), message)
+        with self._nodes.stranger(sender) as pointer:
+            return self._run(pointer, message)
+
+    def _run(self, node: Any, message: Any) -> tuple[Answer, str]:
         core = self._core
-        message = core.message()
         # C modules read parsed headers, and count on all of them.
         if not message or core.parse_headers(message, ALL_HEADERS, 0) < 0:
             return Answer(400, "Bad Headers", b"", ""), ""

@@ -99,6 +99,12 @@ class SimulatedHost:
     def headers(self) -> str | None:
         raise NotImplementedError("simulated nodes have no workers")
 
+    def size(self) -> int:
+        raise NotImplementedError("simulated nodes have no C modules")
+
+    def whole(self) -> str | None:
+        raise NotImplementedError("simulated nodes have no C modules")
+
     def way_back(self) -> tuple[str, str]:
         raise NotImplementedError("simulated nodes have no workers")
 

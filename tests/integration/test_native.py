@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -25,7 +26,7 @@ from tests.support.c_modules import (
     value,
 )
 from tests.support.kamailio import BOTH_ROUTINGS, SCRIPT, Bed, PythonNode, wait_for, whole
-from tests.support.sip import SipSocket
+from tests.support.sip import SipSocket, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
@@ -82,6 +83,32 @@ def test_a_table_of_20_000_cells_is_synced_at_start_in_large_messages(
             counters = each.counters()
             assert counters["native_errors"] == counters["callback_errors"] == 0
             assert counters["send_failures"] == counters["timeouts"] == 0
+
+
+def test_what_comes_several_times_at_once_is_there_once(bed: Bed) -> None:
+    """htable fills tables without its locks: two processes would both add a cell."""
+    a = bed.python(A, defines=BIND, after=HTABLE, children=4)
+    a.start()
+    for burst in range(20):
+        cells = [
+            {"htname": "t", "cname": f"{burst}-{n}", "type": 2, "strval": "v" * 100, "expire": 0}
+            for n in range(60)
+        ]
+        body = json.dumps({"cells": cells}).encode()
+        with SipSocket() as sip:
+            for _ in range(8):
+                data = request(
+                    A,
+                    user="htable",
+                    body=body,
+                    via=sip.name,
+                    headers={"Content-Type": "application/json"},
+                )
+                sip.send(data, A)
+            for _ in range(8):
+                reply = sip.receive()
+                assert reply is not None and reply.startswith(b"SIP/2.0 200 ")
+        assert items(a) == 60 * (burst + 1)
 
 
 @pytest.mark.parametrize("single", [0, 1])

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.c_modules import BIND
 from tests.support.kamailio import SCRIPT, Bed, PythonNode, wait_for, whole
-from tests.support.sip import SipSocket, request
+from tests.support.sip import SipReply, SipSocket, parse_reply, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
@@ -72,6 +72,72 @@ def test_messages_of_64_kb_go_out_whole(bed: Bed) -> None:
     assert a.command("c_send", body="0123456789", times=6400, to=b.uri, param=1) == 0
     told = [line for line in a.log().splitlines() if "msg_recv_max_size" in line]
     assert len(told) == 1 and "has 64000 bytes" in told[0]
+
+
+def to_cmod(sip: SipSocket, body: bytes) -> bytes:
+    return request(A, user="cmod", body=body, via=sip.name, sender=f"{B}:5060")
+
+
+def next_reply(sip: SipSocket) -> SipReply:
+    data = sip.receive()
+    assert data is not None
+    return parse_reply(data)
+
+
+def test_large_messages_and_what_comes_after_run_in_the_callbacks_process(
+    bed: Bed, tmp_path: Path
+) -> None:
+    a, _, _ = three(bed, children=1)
+    go = tmp_path / "go"
+    hold = f"hold {go} ".encode()
+    with SipSocket() as sip:
+        first = to_cmod(sip, hold + b"x" * 9000)
+        sip.send(first, A)
+        wait_for(lambda: a.events("c_peer"))
+        for number, body in enumerate(
+            (b"small", b"answer 406 Large " + b"x" * 50_000, b"send it back" + b"x" * 9000)
+        ):
+            sip.send(to_cmod(sip, body), A)
+            wait_for(lambda n=number + 2: a.counters()["queued"] == n)  # type: ignore[misc]
+        sip.send(first, A)
+        wait_for(lambda: a.counters()["copies_dropped"] == 1)
+        assert sip.receive(0.2) is None and len(a.events("c_peer")) == 1
+        go.touch()
+        replies = [next_reply(sip) for _ in range(4)]
+        assert [reply.code for reply in replies] == [200, 200, 406, 200]
+        assert replies[2].reason == "Large"
+        again = sip.ask(first, A)
+        assert again is not None and again.code == 200
+        for body in (b"small", b"\xff" * 9000):
+            reply = sip.ask(to_cmod(sip, body), A)
+            assert reply is not None and reply.code == 200
+    events = a.events("c_peer")
+    assert [e["received_here"] for e in events] == [False] * 4 + [True] * 2
+    assert len({e["pid"] for e in events[:4]}) == 1 and events[4]["pid"] == events[5]["pid"]
+    assert {e["node"][0] for e in events} == {f"sip:{B}:5060"}
+    assert [e["size"] for e in events][1:3] == [5, 50_017]
+    assert a.counters()["native_errors"] == a.counters()["callback_errors"] == 0
+
+
+def test_large_messages_that_find_no_room_run_at_once(bed: Bed, tmp_path: Path) -> None:
+    a, _, _ = three(bed, children=1)
+    go = tmp_path / "go"
+    hold = f"hold {go} ".encode()
+    with SipSocket() as sip:
+        sip.send(to_cmod(sip, hold + b"x" * 9000), A)
+        wait_for(lambda: a.events("c_peer"))
+        sent = 1
+        while not (full := a.counters()["queue_full"]):
+            sip.send(to_cmod(sip, b"x" * 60_000), A)
+            sent += 1
+            wait_for(lambda n=sent: a.counters()["queued"] + a.counters()["queue_full"] == n)  # type: ignore[misc]
+        assert (full, 10 < sent < 25) == (1, True)
+        assert next_reply(sip).code == 200
+        assert [e["size"] for e in a.events("c_peer", received_here=True)] == [60_000]
+        assert "a callback holds up C modules" in a.log()
+        go.touch()
+        assert [next_reply(sip).code for _ in range(sent - 1)] == [200] * (sent - 1)
+    wait_for(lambda: len(a.events("c_peer")) == sent)
 
 
 def test_a_node_that_does_not_answer_is_told_once_as_408(bed: Bed) -> None:

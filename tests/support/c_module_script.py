@@ -4,10 +4,14 @@ structures and function pointers, and commands that call dmq_api_t as a C module
 It finds bind_dmq as a C module does; peer "cmod" answers as its message says.
 """
 
+import os
+import time
+
 import kemi_dmq.native.binding
 from kemi_dmq.native import layout
 
 ffi = layout.declare(KSR.pv.get("$version(num)"))
+ffi.cdef("char *get_body(void *msg);")
 core = ffi.dlopen(None)
 c_api = ffi.new("dmq_api_t *")
 assert ffi.cast("bind_dmq_t", core.find_export(b"bind_dmq", 0, 0))(c_api) == 0
@@ -38,12 +42,19 @@ def node_of(pointer):
 
 @ffi.callback("peer_callback_t")
 def c_peer(msg, response, node):
-    # Content-Length is parsed, and the message is a real one: the core finds its From again.
-    assert msg == core_message()
-    body = KSR.pv.get("$rb") or ""
-    note("c_peer", node=node_of(node), body=body if len(body) < 100 else "", size=len(body))
+    body = ffi.string(core.get_body(msg)).decode(errors="replace")
+    note(
+        "c_peer",
+        node=node_of(node),
+        body=body if len(body) < 100 else body[:20],
+        size=len(body),
+        received_here=msg == core_message(),
+    )
     kind = c_string(b"text/plain")
-    if body == "send it back":
+    if body.startswith("hold "):
+        while not os.path.exists(body.split()[1]):
+            time.sleep(0.01)
+    if body.startswith("send it back"):
         c_api.send_message(c_registered, c_string(b"back"), node, ffi.NULL, 1, kind)
     if body == "ask back":
         reply_callback.param = ffi.NULL

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import os
 import select
+import threading
 import time
 from collections.abc import Iterator
 
@@ -229,6 +230,23 @@ def test_an_events_ticket_is_applied_when_the_reader_is_done_with_it(inbox: Inbo
 
 def test_waiting_for_a_reader_that_does_not_come_ends(inbox: Inbox) -> None:
     assert not inbox.wait_applied(inbox.put(("a",)), 0.001)
+
+
+def test_an_event_waits_for_room_as_long_as_it_may(inbox: Inbox) -> None:
+    large = ("x" * (Inbox.MAX_EVENT - 50),)
+    assert inbox.put(large) and inbox.put(large) and not inbox.empty()
+    assert inbox.put_within(large, 0.01) == 0
+    reader = threading.Timer(0.05, lambda: list(inbox.take()))
+    reader.start()
+    assert inbox.put_within(large, 10)
+    reader.join()
+    assert list(inbox.take()) == [large] and inbox.empty()
+
+
+def test_what_never_has_room_does_not_wait(inbox: Inbox) -> None:
+    begin = time.monotonic()
+    assert inbox.put_within(("x" * Inbox.MAX_EVENT,), 600) == 0
+    assert time.monotonic() < begin + 60
 
 
 def test_an_event_on_which_the_reader_fails_is_not_read_again(inbox: Inbox) -> None:

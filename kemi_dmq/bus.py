@@ -71,10 +71,6 @@ MARK_CELL = "dmq1#"
 MAX_EVENT_PARAM = 127  # Kamailio's $uac_req(evparam)
 MAX_UDP = 32766  # 6.0 and later drop larger messages
 MAX_BODY = 32767  # Kamailio's $uac_req(body)
-#: Bytes of a message for a C module that is not run at once: it takes htable half a millisecond.
-LARGE = 8192
-#: How long such a message waits for room in the queue; nothing else runs in that SIP worker.
-ROOM_WAIT = 0.5
 # An event has at most 64 KB on its way to another process:
 NODES_A_POST = 256
 MAX_ANSWER = 48_000
@@ -440,28 +436,25 @@ class Bus:
             return ""
 
     def _pass_on(self, peer: RawPeer, from_uri: str, claim: tuple[int, object]) -> bool:
-        """Leave a large message for a C module to the callbacks process, and whatever comes while
-        one waits there; False where it is to be run at once.
-
-        They come by the dozen, when a node asks for all that another one has: while SIP workers
-        work each off, some milliseconds, the next ones find the receive buffer full.  And htable
-        takes them without its locks (docs/kamailio.md), so two processes must not.
-        """
+        """Leave a message for a C module to the callbacks process (c_messages.py); False where it
+        is to be run at once."""
         queue, host = self.shared.c_messages, self.host
         if queue is None:
             return False
-        large = host.size() >= LARGE
-        if not large and queue.empty():
+        size = host.size()
+        if not queue.takes(size):
             return False
         text, headers = host.whole(), host.headers()
         if text is None or headers is None:
             return False
         job = (peer.peer_id, from_uri, text, claim, headers, host.way_back(), host.source())
-        if queue.put_within(job, ROOM_WAIT if large else 0.0):
+        if queue.put(size, job):
             self._count("queued")
             return True
         self._count("queue_full")
-        self.log_some("kemi_dmq: a callback holds up C modules: their messages run beside it")
+        self.log_some(
+            "kemi_dmq: a message for a C module finds no room behind others, and runs now"
+        )
         return False
 
     def run_c_message(self, job: tuple[Any, ...]) -> None:
@@ -470,7 +463,7 @@ class Bus:
         peer_id, from_uri, text, claim, headers, way_back, source = job
         peer = self.registry.live[peer_id]  # for ever
         assert isinstance(peer, RawPeer)
-        answer, _ = self._call_raw(peer, from_uri, text.encode())
+        answer, _ = self._call_raw(peer, from_uri, text)
         self._reply_later(answer, claim, headers, way_back, source)
 
     def _reply_later(

@@ -291,14 +291,15 @@ class DMQ:
 
     def handle_message(self) -> int:
         """Work off the KDMQ request being handled and reply to it.  SIP worker; with num_workers
-        above 0 a worker runs the peer and replies.
+        above 0 a worker runs the peer and replies, and for a C module, if the message is large, the
+        callbacks process.
 
         Returns 0 (the script ends here), also for an unknown peer (404) and for a copy; -1 after
         400, 413, 503, or 500 because the peer's callback raised."""
         return self._bus.handle(0)
 
     def process_message(self) -> int:
-        """The same, at once and in this SIP worker, whatever num_workers is."""
+        """The same, at once and in this SIP worker in any case."""
         return self._bus.handle(0, at_once=True)
 
     def nodes(self) -> tuple[Node, ...]:

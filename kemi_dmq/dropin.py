@@ -19,7 +19,7 @@ class DropIn:
 
     def handle_message(self) -> int:
         """Run the peer of the KDMQ request being handled and reply; 0.  With num_workers above 0
-        a worker does both."""
+        a worker does both, and for a C module, if the message is large, the callbacks process."""
         return self._bus.handle(0)
 
     def handle_message_rc(self, rc: int) -> int:

@@ -25,7 +25,7 @@ MAX_PROCESSES = 256
 _COUNTERS = (
     "received",  # KDMQ requests that reached handle_message or process_message
     "queued",  # of these: handed to a worker (num_workers above 0), or to the callbacks process
-    "queue_full",  # 503, or run at once for a C module: these queues had no room
+    "queue_full",  # these queues had no room: 503, or run at once where it is a C module's
     "batched",  # messages that came several in one request
     "delivered",  # messages for which a peer's callback ran and answered
     "notifications",  # of these: for the notification peer
@@ -198,7 +198,9 @@ class Inbox:
     def put(self, event: tuple[Any, ...], wake: bool = True) -> int:
         """Queue an event; its ticket (for applied()), or 0 if there is no room for it.  Without
         wake it waits until the reader wakes for something else."""
-        data = marshal.dumps(event)
+        return self._put(marshal.dumps(event), wake)
+
+    def _put(self, data: bytes, wake: bool = True) -> int:
         need = len(data) + 8
         if need > self._max_event:
             return 0
@@ -225,15 +227,14 @@ class Inbox:
 
     def put_within(self, event: tuple[Any, ...], seconds: float) -> int:
         """put(), which waits for room if there is none now."""
-        ticket = self.put(event)
-        if ticket or self._processes.mine() >= MAX_PROCESSES:
+        data = marshal.dumps(event)
+        ticket = self._put(data)
+        if len(data) + 8 > self._max_event or self._processes.mine() >= MAX_PROCESSES:
             return ticket
-        if len(marshal.dumps(event)) + 8 > self._max_event:
-            return 0
         end = time.monotonic() + seconds
         while not ticket and time.monotonic() < end:
             time.sleep(0.001)
-            ticket = self.put(event)
+            ticket = self._put(data)
         return ticket
 
     def mine(self) -> int:
@@ -254,6 +255,11 @@ class Inbox:
         """Whether nothing waits or is worked off now."""
         known = self._processes.known()
         return self._heads[:known] == self._tails[:known]
+
+    def worked_off(self) -> int:
+        """The ticket of this process's event that was worked off last; 0: none."""
+        mine = self._processes.mine()
+        return self._tails[mine] if mine < MAX_PROCESSES else 0
 
     def applied(self, ticket: int) -> bool:
         """Whether this process's event with that ticket has been worked off."""
@@ -454,8 +460,6 @@ class Words:
 
 #: Bytes of messages on their way to the outbox, for each process: some 2,000 of 200 bytes.
 POSTS = 1024 * 1024
-#: The same of messages for peers of C modules: some 16 of 60 KB.
-C_MESSAGES = 1024 * 1024
 
 
 class Shared:
@@ -470,6 +474,7 @@ class Shared:
         fr_timer: float = 30.0,
         c_modules: bool = False,
     ) -> None:
+        from .c_messages import CMessages
         from .nonces import NonceTable
         from .once import OnceTable
         from .unanswered import Unanswered
@@ -484,8 +489,7 @@ class Shared:
         #: The nodes for which the outbox takes no more, as (host, port).  Writer: the engine.
         self.full_nodes = Snapshot()
         self.callbacks_inbox = Inbox(self.processes)
-        #: Messages for peers of C modules that the callbacks process runs, one after the other.
-        self.c_messages = Inbox(self.processes, C_MESSAGES) if c_modules else None
+        self.c_messages = CMessages(self.processes) if c_modules else None
         self.workers = WorkerQueues(self.processes, num_workers) if num_workers else None
         #: Requests that were sent without tm.
         self.unanswered = Unanswered(self.processes, clock, fr_timer)

@@ -143,20 +143,21 @@ class KamailioHost:
             return ""
 
     def headers(self) -> str | None:
-        return self._clean("$msg(hdrs)")
+        try:
+            value = self._pv("$msg(hdrs)")
+        except UnicodeDecodeError:
+            return None
+        return value if isinstance(value, str) and "\0" not in value else None
 
     def size(self) -> int:
         return int(self._pv("$ml") or 0)
 
-    def whole(self) -> str | None:
-        return self._clean("$mb")
-
-    def _clean(self, name: str) -> str | None:
+    def whole(self) -> bytes | None:
         try:
-            value = self._pv(name)
-        except UnicodeDecodeError:
-            return None
-        return value if isinstance(value, str) and "\0" not in value else None
+            value = self._pv("$mb")
+        except UnicodeDecodeError as error:
+            return bytes(error.object)
+        return value.encode() if isinstance(value, str) else None
 
     def way_back(self) -> tuple[str, str]:
         return self._text(self._transport()), self._text(self._came_to())

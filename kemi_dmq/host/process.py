@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -321,11 +321,14 @@ def run_callbacks(
 ) -> None:
     """Run the script's callbacks, and peers of C modules that it is left to, one after the other,
     until the script was loaded anew.  Shows the list in table."""
+    inbox, c_messages = bus.shared.callbacks_inbox, bus.shared.c_messages
     served: list[_Served] = [
-        (bus.shared.callbacks_inbox, lambda event: run_callback(bus, event, run_event))
+        (inbox, inbox.take, lambda event: run_callback(bus, event, run_event)),
     ]
-    if bus.shared.c_messages is not None:
-        served.append((bus.shared.c_messages, bus.run_c_message))
+    if c_messages is not None:
+        served.append(
+            (c_messages.inbox, c_messages.take, lambda event: bus.run_c_message(event[0]))
+        )
 
     def waits(value: bool) -> None:
         if value and table is not None and not table.show(bus.node_list().nodes):
@@ -348,11 +351,11 @@ def run_worker(bus: Bus, number: int, symbols: ReloadSymbols, stale: Callable[[]
         bus.run_job(job)
 
     inbox = workers.inboxes[number]
-    _serve([(inbox, run)], symbols, stale, lambda value: workers.waits(number, value))
+    _serve([(inbox, inbox.take, run)], symbols, stale, lambda value: workers.waits(number, value))
 
 
-#: An inbox, and what is called with each of its events.
-_Served = tuple[Inbox, Callable[[tuple[Any, ...]], None]]
+#: An inbox, how its events are taken, and what is called with each.
+_Served = tuple[Inbox, Callable[[], Iterator[tuple[Any, ...]]], Callable[[tuple[Any, ...]], None]]
 
 
 def _serve(
@@ -362,21 +365,26 @@ def _serve(
     waits: Callable[[bool], None],
 ) -> None:
     """Work off inboxes until the script was loaded anew (stale()): then Kamailio loads it here
-    too, before it calls again.  waits() is told before and after each wait."""
-    for inbox, _ in served:
+    too, before it calls again.  What the first one has goes before what others have.  waits() is
+    told before and after each wait."""
+    for inbox, _, _ in served:
         inbox.wake()  # for what may have been left there
+    first = served[0][0]
     stays = symbols.release()
     leaves_at = None if stays else time.monotonic() + SHORT_STAY
     while not stale():
         timeout = None if leaves_at is None else max(0.0, leaves_at - time.monotonic())
         waits(True)
-        select.select([inbox.fd for inbox, _ in served], [], [], timeout)
+        select.select([inbox.fd for inbox, _, _ in served], [], [], timeout)
         waits(False)
-        for inbox, run in served:
+        for inbox, take, run in served:
             inbox.clear_wake()
-            for event in inbox.take():
+            for event in take():
                 run(event)
                 if stale():
                     return  # what is left is for the new script
+                if inbox is not first and not first.empty():
+                    inbox.wake()
+                    break
         if leaves_at is not None and time.monotonic() >= leaves_at:
             return

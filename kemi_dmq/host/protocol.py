@@ -41,8 +41,8 @@ class Host(Protocol):
     def size(self) -> int:
         """Bytes of the whole request."""
 
-    def whole(self) -> str | None:
-        """All of the request as it came; None where it is not UTF-8 without NUL."""
+    def whole(self) -> bytes | None:
+        """All of the request as it came; None where it cannot be read."""
 
     def way_back(self) -> tuple[str, str]:
         """The request's transport, and the socket that it came to, as ``udp:ip:port``."""

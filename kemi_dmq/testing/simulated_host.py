@@ -102,7 +102,7 @@ class SimulatedHost:
     def size(self) -> int:
         raise NotImplementedError("simulated nodes have no C modules")
 
-    def whole(self) -> str | None:
+    def whole(self) -> bytes | None:
         raise NotImplementedError("simulated nodes have no C modules")
 
     def way_back(self) -> tuple[str, str]:

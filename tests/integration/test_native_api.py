@@ -87,7 +87,9 @@ def next_reply(sip: SipSocket) -> SipReply:
 def test_large_messages_and_what_comes_after_run_in_the_callbacks_process(
     bed: Bed, tmp_path: Path
 ) -> None:
-    a, _, _ = three(bed, children=1)
+    """In the order in which they came, whichever SIP workers received them."""
+    follow = "import kemi_dmq.c_messages\nkemi_dmq.c_messages.FOLLOW = 60\n"
+    a, _, _ = three(bed, follow + C_SCRIPT, children=4)
     go = tmp_path / "go"
     hold = f"hold {go} ".encode()
     with SipSocket() as sip:
@@ -95,7 +97,12 @@ def test_large_messages_and_what_comes_after_run_in_the_callbacks_process(
         sip.send(first, A)
         wait_for(lambda: a.events("c_peer"))
         for number, body in enumerate(
-            (b"small", b"answer 406 Large " + b"x" * 50_000, b"send it back" + b"x" * 9000)
+            (
+                *(b"small %d" % n for n in range(8)),
+                b"answer 406 Large " + b"x" * 50_000,
+                b"send it back" + b"x" * 9000,
+                b"no UTF-8: \xff" * 1000,
+            )
         ):
             sip.send(to_cmod(sip, body), A)
             wait_for(lambda n=number + 2: a.counters()["queued"] == n)  # type: ignore[misc]
@@ -103,19 +110,23 @@ def test_large_messages_and_what_comes_after_run_in_the_callbacks_process(
         wait_for(lambda: a.counters()["copies_dropped"] == 1)
         assert sip.receive(0.2) is None and len(a.events("c_peer")) == 1
         go.touch()
-        replies = [next_reply(sip) for _ in range(4)]
-        assert [reply.code for reply in replies] == [200, 200, 406, 200]
-        assert replies[2].reason == "Large"
+        replies = [next_reply(sip) for _ in range(12)]
+        assert [reply.code for reply in replies] == [200] * 9 + [406] + [200] * 2
+        assert replies[9].reason == "Large"
         again = sip.ask(first, A)
         assert again is not None and again.code == 200
-        for body in (b"small", b"\xff" * 9000):
-            reply = sip.ask(to_cmod(sip, body), A)
-            assert reply is not None and reply.code == 200
-    events = a.events("c_peer")
-    assert [e["received_here"] for e in events] == [False] * 4 + [True] * 2
-    assert len({e["pid"] for e in events[:4]}) == 1 and events[4]["pid"] == events[5]["pid"]
+        events = a.events("c_peer")
+
+        def small_ones_run_where_they_are_received() -> bool:
+            reply = sip.ask(to_cmod(sip, b"small"), A)
+            return reply is not None and bool(a.events("c_peer", received_here=True))
+
+        wait_for(small_ones_run_where_they_are_received)
+    assert not any(e["received_here"] for e in events)
+    assert len({e["pid"] for e in events}) == 1
     assert {e["node"][0] for e in events} == {f"sip:{B}:5060"}
-    assert [e["size"] for e in events][1:3] == [5, 50_017]
+    assert [e["body"] for e in events[1:9]] == [f"small {n}" for n in range(8)]
+    assert [e["size"] for e in events[9:]] == [50_017, 9012, 11_000]
     assert a.counters()["native_errors"] == a.counters()["callback_errors"] == 0
 
 
@@ -134,7 +145,7 @@ def test_large_messages_that_find_no_room_run_at_once(bed: Bed, tmp_path: Path) 
         assert (full, 10 < sent < 25) == (1, True)
         assert next_reply(sip).code == 200
         assert [e["size"] for e in a.events("c_peer", received_here=True)] == [60_000]
-        assert "a callback holds up C modules" in a.log()
+        assert "a message for a C module finds no room behind others" in a.log()
         go.touch()
         assert [next_reply(sip).code for _ in range(sent - 1)] == [200] * (sent - 1)
     wait_for(lambda: len(a.events("c_peer")) == sent)

@@ -30,7 +30,7 @@ test: lint containers
 	@if docker info >/dev/null 2>&1; then \
 		for suite in $(SUITES); do $(BUILD) $$suite || exit 1; done; fi
 	@rm -f $(MEASURED)
-	@KEMI_DMQ_MEASURED=$(MEASURED) $(PYTHON) -m pytest tests/docker -n 3 --timeout $(DOCKER_TIMEOUT) -o timeout_func_only=true
+	@KEMI_DMQ_MEASURED=$(MEASURED) $(PYTHON) -m pytest tests/docker -n 2 --timeout $(DOCKER_TIMEOUT) -o timeout_func_only=true
 	@if [ -s $(MEASURED) ]; then $(PYTHON) -m tests.docker.table $(MEASURED) docs/versions.md; fi
 
 up: containers

@@ -223,7 +223,7 @@ def test_20_000_cells_are_synced_in_messages_of_60_kb(
         kamcmds(a, [f"htable.sets t key{n} v{n:0>150}" for n in range(begin, begin + 5000)])
     assert items(a) == 20_000
     b = getattr(nodes, second)("b", suite, HTABLE_SYNC, "a")
-    wait_for(lambda: items(b) == 20_000, 60)
+    wait_for(lambda: items(b) == 20_000, 60, lambda: f"{items(b)} cells")
     assert value(b, "key19999") == f"v{19_999:0>150}"
     check(a, b)
 

@@ -75,7 +75,7 @@ def test_a_table_of_20_000_cells_is_synced_at_start_in_large_messages(
     assert items(a) == 20_000
     start = time.monotonic()
     b.start()
-    wait_for(lambda: items(b) == 20_000, 60)
+    wait_for(lambda: items(b) == 20_000, 60, lambda: f"{items(b)} cells")
     print(f"{first} to {second}: synced {time.monotonic() - start:.2f} s after its start")
     assert value(b, "key19999") == f"v{19_999:0>150}"
     for each in (a, b):

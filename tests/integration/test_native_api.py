@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.support.c_modules import BIND
-from tests.support.kamailio import SCRIPT, Bed, PythonNode, wait_for, whole
-from tests.support.sip import SipReply, SipSocket, parse_reply, request
+from tests.support.kamailio import SCRIPT, Bed, PythonNode, start, wait_for, whole
+from tests.support.sip import SipSocket, request
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NOTIFY = f"sip:{A}:5060"
@@ -30,9 +30,7 @@ def three(
     a = bed.python(A, defines=BIND, script=script, after=SHORT, children=children)
     b = bed.python(B, NOTIFY, defines=BIND, script=script, after=SHORT)
     c = bed.python(C, NOTIFY, defines=BIND, script=script, after=SHORT)
-    for node in (a, b, c):
-        node.start()
-    wait_for(whole(a, b, c), 3)
+    start(a, b, c)
     return a, b, c
 
 
@@ -78,10 +76,12 @@ def to_cmod(sip: SipSocket, body: bytes) -> bytes:
     return request(A, user="cmod", body=body, via=sip.name, sender=f"{B}:5060")
 
 
-def next_reply(sip: SipSocket) -> SipReply:
-    data = sip.receive()
-    assert data is not None
-    return parse_reply(data)
+def hold(node: PythonNode, sip: SipSocket, go: Path) -> bytes:
+    """Hold up the node's callbacks process until go is there, by a large message; the request."""
+    data = to_cmod(sip, f"hold {go} ".encode() + b"x" * 9000)
+    sip.send(data, node.address)
+    wait_for(lambda: node.events("c_peer"))
+    return data
 
 
 def test_large_messages_and_what_comes_after_run_in_the_callbacks_process(
@@ -91,11 +91,8 @@ def test_large_messages_and_what_comes_after_run_in_the_callbacks_process(
     follow = "import kemi_dmq.c_messages\nkemi_dmq.c_messages.FOLLOW = 60\n"
     a, _, _ = three(bed, follow + C_SCRIPT, children=4)
     go = tmp_path / "go"
-    hold = f"hold {go} ".encode()
     with SipSocket() as sip:
-        first = to_cmod(sip, hold + b"x" * 9000)
-        sip.send(first, A)
-        wait_for(lambda: a.events("c_peer"))
+        first = hold(a, sip, go)
         for number, body in enumerate(
             (
                 *(b"small %d" % n for n in range(8)),
@@ -110,7 +107,7 @@ def test_large_messages_and_what_comes_after_run_in_the_callbacks_process(
         wait_for(lambda: a.counters()["copies_dropped"] == 1)
         assert sip.receive(0.2) is None and len(a.events("c_peer")) == 1
         go.touch()
-        replies = [next_reply(sip) for _ in range(12)]
+        replies = [sip.reply() for _ in range(12)]
         assert [reply.code for reply in replies] == [200] * 9 + [406] + [200] * 2
         assert replies[9].reason == "Large"
         again = sip.ask(first, A)
@@ -133,21 +130,19 @@ def test_large_messages_and_what_comes_after_run_in_the_callbacks_process(
 def test_large_messages_that_find_no_room_run_at_once(bed: Bed, tmp_path: Path) -> None:
     a, _, _ = three(bed, children=1)
     go = tmp_path / "go"
-    hold = f"hold {go} ".encode()
     with SipSocket() as sip:
-        sip.send(to_cmod(sip, hold + b"x" * 9000), A)
-        wait_for(lambda: a.events("c_peer"))
+        hold(a, sip, go)
         sent = 1
         while not (full := a.counters()["queue_full"]):
             sip.send(to_cmod(sip, b"x" * 60_000), A)
             sent += 1
             wait_for(lambda n=sent: a.counters()["queued"] + a.counters()["queue_full"] == n)  # type: ignore[misc]
         assert (full, 10 < sent < 25) == (1, True)
-        assert next_reply(sip).code == 200
+        assert sip.reply().code == 200
         assert [e["size"] for e in a.events("c_peer", received_here=True)] == [60_000]
         assert "a message for a C module finds no room behind others" in a.log()
         go.touch()
-        assert [next_reply(sip).code for _ in range(sent - 1)] == [200] * (sent - 1)
+        assert [sip.reply().code for _ in range(sent - 1)] == [200] * (sent - 1)
     wait_for(lambda: len(a.events("c_peer")) == sent)
 
 
@@ -326,9 +321,7 @@ def test_a_message_without_response_callback_goes_out_without_a_transaction_with
 ) -> None:
     a = bed.python(A, defines=BIND | {"sl_send": 1}, script=C_SCRIPT)
     b = bed.python(B, NOTIFY, defines=BIND, script=C_SCRIPT)
-    a.start()
-    b.start()
-    wait_for(whole(a, b), 3)
+    start(a, b)
 
     def transactions() -> str:
         return a.kamcmd("tm.stats").split("created: ")[1].split()[0]

@@ -97,6 +97,12 @@ class SipSocket:
         except TimeoutError:
             return None
 
+    def reply(self, seconds: float = 2.0) -> SipReply:
+        """The reply that arrives next; nothing else may come before it."""
+        data = self.receive(seconds)
+        assert data is not None, "no reply"
+        return parse_reply(data)
+
     def ask(
         self,
         data: bytes,

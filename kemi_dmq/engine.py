@@ -269,6 +269,9 @@ class Engine:
         elif kind == "command":
             _, command, text, status = event
             uri = wire.parse_uri(text)
+            if command == "remove" or status not in ("", Status.ACTIVE.value):
+                # What it answers now was asked before the command, which it would undo.
+                self._requests.forget(uri.key)
             if command == "add":
                 actions = self.membership.add(uri, now)
             elif command == "remove":

@@ -479,6 +479,8 @@ class Membership:
             self._set_fails(member, 0)
             member.counts_from = now
             member.next_ping = now + self._interval()
+            if status is not Status.ACTIVE:
+                member.ping = None  # the engine forgets it
             member.state = State.ALIVE if status is Status.ACTIVE else State.DOWN
             member.suspicion = None
             self._set_status(member, status)

@@ -46,6 +46,12 @@ class ClientTransactions:
         request = self._open.pop(call_id, None)
         return request.notice if request else None
 
+    def forget(self, node: tuple[str, int]) -> None:
+        """Of requests to a node (SipUri.key) no outcome is wanted any more."""
+        for call_id, request in list(self._open.items()):
+            if request.notice.to.key == node:
+                del self._open[call_id]
+
     def next_deadline(self) -> float | None:
         while self._due and self._due[0][1] not in self._open:
             heapq.heappop(self._due)

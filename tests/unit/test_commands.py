@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from kemi_dmq.commands import Commands
-from kemi_dmq.engine import Engine, command_event
+from kemi_dmq.engine import Engine, answer_event, command_event
 from kemi_dmq.gate import Gate
 from kemi_dmq.message import Outcome
 from kemi_dmq.outbox import Ended
@@ -109,10 +109,12 @@ class Nowhere:
 
     def __init__(self) -> None:
         self.sent: list[SipUri] = []
+        self.texts: list[str] = []
         self.published: list[tuple[Any, ...]] = []
 
     def send(self, to: SipUri, text: str) -> None:
         self.sent.append(to)
+        self.texts.append(text)
 
     def publish(self, value: Callable[[], tuple[Any, ...]]) -> None:
         self.published.append(value())
@@ -136,22 +138,56 @@ class Nowhere:
         pass
 
 
-def test_the_engine_carries_commands_out() -> None:
-    outside = Nowhere()
+@pytest.fixture
+def outside() -> Nowhere:
+    return Nowhere()
+
+
+@pytest.fixture
+def engine(outside: Nowhere) -> Engine:
     settings = check({"server_address": LOCAL})
     gate = Gate(
         settings, cast(Shared, SimpleNamespace(secret=b"", named=SimpleNamespace(version=0)))
     )
     engine = Engine(settings, outside, random.Random(1), "test", gate)
     engine.start(0.0)
-    uri = "sip:10.0.0.3:5060;transport=tcp"
+    return engine
 
-    def listed() -> list[tuple[str, str]]:
-        return [(n.uri, n.status.value) for n in engine.membership.nodes() if not n.local]
+
+def listed(engine: Engine) -> list[tuple[str, str]]:
+    return [(n.uri, n.status.value) for n in engine.membership.nodes() if not n.local]
+
+
+def test_the_engine_carries_commands_out(engine: Engine, outside: Nowhere) -> None:
+    uri = "sip:10.0.0.3:5060;transport=tcp"
+    engine.handle(command_event("add", uri), 1.0)
+    assert listed(engine) == [(uri, "active")] and [str(to) for to in outside.sent] == [uri]
+    engine.handle(command_event("change_status", uri, "disabled"), 2.0)
+    assert listed(engine) == [(uri, "disabled")]
+    engine.handle(command_event("remove", uri), 3.0)
+    assert listed(engine) == [] and len(outside.published) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("remove", ""), ("change_status", "disabled")], ids=["remove", "status"]
+)
+def test_an_answer_to_what_was_asked_before_a_command_does_not_undo_it(
+    engine: Engine, outside: Nowhere, command: str, status: str
+) -> None:
+    uri = "sip:10.0.0.3:5060"
+
+    def answer(now: float) -> None:
+        call_id = outside.texts[-1].split("Call-ID: ")[1].split("\r\n")[0]
+        engine.handle(answer_event(call_id, 200, f"{uri};status=active\r\n", "", ""), now)
 
     engine.handle(command_event("add", uri), 1.0)
-    assert listed() == [(uri, "active")] and [str(to) for to in outside.sent] == [uri]
-    engine.handle(command_event("change_status", uri, "disabled"), 2.0)
-    assert listed() == [(uri, "disabled")]
-    engine.handle(command_event("remove", uri), 3.0)
-    assert listed() == [] and len(outside.published) == 4
+    engine.handle(command_event(command, uri, status), 1.1)
+    after = listed(engine)
+    answer(1.2)
+    assert listed(engine) == after == ([(uri, "disabled")] if status else [])
+    before = len(outside.texts)
+    engine.tick(60.0)
+    if status:
+        assert len(outside.texts) == before + 1, "it is asked at the usual time"
+        answer(60.1)
+        assert listed(engine) == [(uri, "active")]

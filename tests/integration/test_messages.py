@@ -116,6 +116,7 @@ def test_what_the_caller_does_wrong_raises(bed: Bed) -> None:
 def test_init_callback_runs_once_with_the_node_whose_list_arrived(bed: Bed) -> None:
     a, b, c = bed.python(A), bed.python(B, NOTIFY), bed.python(C, NOTIFY)
     start(a, b, c)
+    wait_for(lambda: a.events("init") and b.events("init"))
     assert [e["node"] for e in a.events("init")] == [b.uri]
     assert [e["node"] for e in b.events("init")] == [a.uri]
 

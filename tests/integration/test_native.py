@@ -156,6 +156,9 @@ def test_a_node_that_was_cut_off_brings_nothing_old_back(
     for each in (*good, stale):
         each.start()
     wait_for(whole(*good, stale), 5)
+    # Each has asked for what the first node has, and asks no more.
+    ours = [each for each in (*good, stale) if isinstance(each, PythonNode)]
+    wait_for(lambda: all(each.events("init") for each in ours))
 
     def state(of: AnyNode) -> list[object]:
         return [value(of, "x"), value(of, "y"), len(contacts(of, "alice"))]

@@ -392,7 +392,7 @@ def test_a_replayed_goodbye_removes_nobody(bed: Bed) -> None:
             tell(signed(A, user=CHANNEL, body=f"sip:{X}:5060;status=active\r\n", sender=X)) == 200
         )
         wait_for(lambda: f"sip:{X}:5060" in a.active())
-        downs = len(a.events("event", name="dmq:peer-down"))
+        downs = wait_for(lambda: len(a.events("event", name="dmq:peer-down")))
         assert tell(gone) == 200  # a retransmission: answered, without effect
         assert tell(re.sub(rb"(Call-ID: [^\r]+)", rb"\1x", gone)) == 403
         assert tell(gone.replace(b"branch=z9hG4bK", b"branch=z9hG4bKx")) == 200

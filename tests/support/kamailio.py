@@ -46,15 +46,22 @@ def module_path() -> str:
 def wait_for(
     what: Callable[[], T], seconds: float = 5.0, why: str | Callable[[], object] = ""
 ) -> T:
-    """Wait until what() is true and give its value; why() is asked only when it is too late."""
+    """Wait until what() is true and give its value; why() is asked only when it is too late.
+    What it looks up may still be missing: the list is published before the callback has run."""
     end = time.monotonic() + seconds
     while True:
-        value = what()
+        value: T | None = None
+        missing: LookupError | None = None
+        try:
+            value = what()
+        except LookupError as error:
+            missing = error
         if value:
             return value
         if time.monotonic() > end:
             reason = why() if callable(why) else why or what
-            raise AssertionError(f"not within {seconds} s: {reason} (last: {value!r})")
+            last = repr(missing or value)
+            raise AssertionError(f"not within {seconds} s: {reason} (last: {last})")
         time.sleep(0.01)
 
 

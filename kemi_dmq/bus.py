@@ -95,8 +95,9 @@ class NodeList:
         self._published = published
         self.by_from: dict[str, Node | None] = {}
         self._to_uris: dict[tuple[str, str], SipUri] = {}
-        #: Of messages without a transaction, by node's URI, peer, Max-Forwards, Content-Type.
-        self.forms: dict[tuple[str, str, int, str], wire.Form] = {}
+        #: Of messages without tm, by node's URI, peer, Max-Forwards, Content-Type: where the node
+        #: is, and what they have in common.
+        self.forms: dict[tuple[str, str, int, str], tuple[SipUri, wire.Form]] = {}
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -898,7 +899,7 @@ class Bus:
             return None
         self._send_count += 1
         unique = f"{slot:x}.{self._send_count:x}.{token:x}"
-        request = self._request(
+        to, request = self._request(
             node,
             peer_id,
             max_forwards,
@@ -908,7 +909,6 @@ class Bus:
             f"{self._parcel_prefix}{WORKERS}{unique}",
             f"{self._send_count:x}",
         )
-        to = place(node)
         if not table.fill(slot, token, to, request, f"{node.uri}|{whose}" if whose else ""):
             return None
         if not self.host.send_text(to, request):
@@ -925,7 +925,7 @@ class Bus:
         self._send_count += 1
         mine = self.shared.processes.mine()
         unique = f"{time.time_ns():x}.{mine}.{self._send_count}"
-        request = self._request(
+        to, request = self._request(
             node,
             peer_id,
             max_forwards,
@@ -935,7 +935,7 @@ class Bus:
             f"{unique}@{self.settings.server_socket.host.strip('[]')}",
             f"{mine}.{self._send_count}",
         )
-        return self.host.send_text(place(node), request)
+        return self.host.send_text(to, request)
 
     def _request(
         self,
@@ -947,16 +947,16 @@ class Bus:
         branch: str,
         call_id: str,
         tag: str,
-    ) -> str:
-        """The text of a message that does not go through tm."""
+    ) -> tuple[SipUri, str]:
+        """Where a message goes that does not go through tm, and its text."""
         nodes = self.node_list()
         key = (node.uri, peer_id, max_forwards, content_type)
-        form = nodes.forms.get(key) or self._new_form(nodes, node, *key[1:])
+        to_place, form = nodes.forms.get(key) or self._new_form(nodes, node, *key[1:])
         signature = ""
         if self._signs:
             to = nodes.to_uri(node, peer_id)
             signature = self.gate.sign(to, self.from_uri(peer_id), content_type, body)
-        return form.request(branch, call_id, tag, body, signature)
+        return to_place, form.request(branch, call_id, tag, body, signature)
 
     def from_uri(self, peer_id: str) -> SipUri:
         """What names this node in a message of a peer."""
@@ -979,7 +979,7 @@ class Bus:
 
     def _new_form(
         self, nodes: NodeList, node: Node, peer_id: str, max_forwards: int, content_type: str
-    ) -> wire.Form:
+    ) -> tuple[SipUri, wire.Form]:
         socket = self.settings.server_socket
         to = nodes.to_uri(node, peer_id)
         form = wire.Form(
@@ -992,8 +992,10 @@ class Bus:
         )
         if len(nodes.forms) >= 4096:
             nodes.forms.clear()
-        nodes.forms[node.uri, peer_id, max_forwards, content_type] = form
-        return form
+        # Of this list: the caller's node may be of the one before, with another address.
+        where = place(nodes.by_key.get((node.host, node.port), node))
+        found = nodes.forms[node.uri, peer_id, max_forwards, content_type] = (where, form)
+        return found
 
     def tell_unattached(self) -> None:
         self.attached = True  # told once

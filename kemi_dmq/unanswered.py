@@ -52,7 +52,8 @@ class Unanswered:
         self.soon = min(T1, fr_timer)
         self._map = shared_map(_COUNT * SIZE)
         words = memoryview(shared_map(4 * _COUNT * 8 + 8)).cast("Q")
-        #: 0: free.  Of a slot that is not: when it was sent, when something is due, its length.
+        #: 0: free.  Of a slot that is not: when it was sent, when something is due, and twice its
+        #: length, plus 1 if somebody is told.
         self._tokens = words[:_COUNT]
         self._sent = words[_COUNT : 2 * _COUNT]
         self._due = words[2 * _COUNT : 3 * _COUNT]
@@ -99,7 +100,7 @@ class Unanswered:
         start = slot * SIZE
         self._map[start : start + len(data)] = data
         now = int(self._clock() * 1000)
-        self._lengths[slot] = len(data)
+        self._lengths[slot] = 2 * len(data) + bool(whose)
         self._sent[slot] = now
         self._due[slot] = now + (int(self.soon * 1000) if to.transport == "udp" else self._patience)
         self._tokens[slot] = token
@@ -122,14 +123,13 @@ class Unanswered:
         with self._locks[slot % _LOCKS]:
             if self._tokens[slot] != token:
                 return None
-            data = self._read(slot)
+            data = self._read(slot) if self._lengths[slot] & 1 else None
             self._tokens[slot] = 0
-        whose, *_ = _unpack(data)
-        return whose
+        return _unpack(data)[0] if data else ""
 
     def _read(self, slot: int) -> bytes:
         start = slot * SIZE
-        return self._map[start : start + self._lengths[slot]]
+        return self._map[start : start + self._lengths[slot] // 2]
 
     # The engine ------------------------------------------------------------------------------
 

@@ -533,21 +533,16 @@ class Bus:
     ) -> batch.ItemAnswer:
         peer_id, hops, content_type, text = item
         peer = self.registry.live.get(peer_id)
+        if peer is None or peer.callback is None:
+            # A route of the script's may be its peer, or a C module is: they read the SIP message.
+            return _ALONE
         body: str | bytes | None = text
-        if type(peer) is RawPeer:
-            return _ALONE  # a C module reads the SIP message itself
         if content_type.endswith(wire.ENCODED):
             content_type, body = wire.decode_body(content_type, text)
-        if peer is None and not self.shared.names.has(peer_id):
-            self._count("not_found")
-            answer = _NOT_FOUND
-        elif body is None:
+        if body is None:
             answer = self._bad(413, "Body Cannot Be Read")
         elif body and not content_type:
             answer = self._bad(400, "Missing Content-Type")
-        elif peer is None or peer.callback is None:
-            self._count("delivered")
-            answer = _ACCEPTED
         else:
             message = Message(peer_id, body, content_type, batched.from_uri, batched.source, hops)
             answer, _ = self.call_peer(peer, message, node)

@@ -101,7 +101,7 @@ class Letter:
     uri: str  # the node's
     size: int  # bytes that it counts for
     lane: _Lane
-    alone: bool = False  # its receiver does not take it in a batch
+    alone: bool = False  # its receiver has not taken it in a batch
     ended: bool = False
     due: float | None = None  # when its timer runs out: only while it waits
 
@@ -134,6 +134,7 @@ class _Place:
     node: Node | None = None  # while it is active
     held: int = 0  # bytes
     refuses_batches: bool = False
+    alone: set[str] = field(default_factory=set)  # peers that it takes no messages for in batches
     lanes: dict[str, _Lane] = field(default_factory=dict)
 
 
@@ -263,7 +264,14 @@ class Outbox:
             answers = batch.unpack_answers(text, count)
         except batch.BatchError:
             return [Answered(500, "Unreadable Answer", "", "")] * count
-        return [None if its.code == batch.SEND_ALONE else Answered(*its) for its in answers]
+        found: list[Answered | None] = []
+        for letter, its in zip(parcel.letters, answers, strict=True):
+            if its.code == batch.SEND_ALONE:
+                parcel.lane.place.alone.add(letter.post.peer_id)
+                found.append(None)
+            else:
+                found.append(Answered(*its))
+        return found
 
     def set_nodes(self, nodes: Iterable[Node], now: float) -> None:
         """The list has changed."""
@@ -272,6 +280,7 @@ class Outbox:
             place = self._place(key)
             if place.node != node:
                 place.node, place.refuses_batches = node, False
+                place.alone.clear()
                 for lane in place.lanes.values():
                     for parcel in lane.open.values():
                         if any(letter.post.expires > now for letter in parcel.live()):
@@ -371,7 +380,7 @@ class Outbox:
 
     def _next_letters(self, lane: _Lane, now: float) -> list[Letter]:
         """Those that leave together, taken out of what waits."""
-        node = lane.place.node
+        node, singles = lane.place.node, lane.place.alone
         letters: list[Letter] = []
         expired: list[Letter] = []
         left, before = 0, None
@@ -384,9 +393,10 @@ class Outbox:
                 break
             if not letters:
                 alone = letter.alone or not node.python or lane.place.refuses_batches
+                alone = alone or post.peer_id in singles
                 # One is nothing to reckon room for, and the rule on a bus that is not busy.
                 left = 0 if alone or len(lane.waiting) == 1 else self.room(node)
-            elif letter.alone or len(letters) == batch.MAX_MESSAGES:
+            elif letter.alone or post.peer_id in singles or len(letters) == batch.MAX_MESSAGES:
                 break
             if left:
                 piece = letter.piece

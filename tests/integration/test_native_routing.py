@@ -77,6 +77,16 @@ def test_routes_broadcast_any_bytes_to_python_and_c_nodes(bed: Bed) -> None:
     assert bytes.fromhex(event["body"]) == b"plain"
 
 
+def test_a_route_that_is_a_peer_gets_any_bytes_as_they_were_sent(bed: Bed) -> None:
+    a, b = native(bed, A), native(bed, B, NOTIFY)
+    b.peer_is_a_route("acme", 'xlog("L_NOTICE", "HEX $(rb{s.encode.hexa})\\n");')
+    start(a, b)
+    for body in (b"text", bytes(range(256)), b"\xff\0\xfe"):
+        assert ask(a, "MESSAGE", body, X_Words="acme application/x-bytes").code == 200
+        wait_for(lambda body=body: f"hex {body.hex()}\n" in b.log().lower())  # type: ignore[misc]
+    assert b.events("message") == []
+
+
 def test_a_broadcast_that_is_refused_is_false_and_logged(bed: Bed) -> None:
     a = native(bed, A)
     a.start()

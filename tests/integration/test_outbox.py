@@ -166,6 +166,27 @@ def test_broadcasts_that_wait_travel_together_and_reach_each_node_once(
     assert a.counters()["sent"] == 0, "no transaction of tm's"
 
 
+@pytest.mark.parametrize("callback", ["no peer", "no callback"])
+def test_a_peer_that_is_a_route_of_kamailio_cfg_gets_each_message_as_a_request(
+    bed: Bed, callback: str
+) -> None:
+    a = bed.python(A, children=4)
+    peer = '"acme", "tests", on_acme'
+    other = '"other", "", on_acme' if callback == "no peer" else '"acme", "", None'
+    script = SCRIPT.read_text().replace(peer, other)
+    b = bed.python(B, NOTIFY, native=True, script=script, before='loadmodule "xlog.so"')
+    b.peer_is_a_route("acme", 'xlog("L_NOTICE", "ALARM $rb\\n");')
+    start(a, b)
+    with posting(a, 5, 30, told=True, ordered=False) as results:
+        pass
+    count = len(results)
+    assert set(results) == {0} and count >= 500
+    wait_for(lambda: len(a.events("reply", outcome="answered", reason="Heard")) == count, 20)
+    heard = re.findall(r"ALARM (\d+ \d+)$", b.log(), re.MULTILINE)
+    assert len(heard) == len(set(heard)) == count
+    assert b.counters()["batched"] > 0, "until it has said that it wants them alone"
+
+
 def test_a_slow_peer_gets_one_after_the_other(bed: Bed) -> None:
     a = bed.python(A)
     b = bed.python(B, NOTIFY, children=4, defines={"num_workers": 4})

@@ -180,3 +180,15 @@ def test_a_custom_message_reaches_the_peer_as_if_the_node_had_sent_it(
     assert call("acme", "sip:acme@10.0.0.2:5060", "raise", "text/plain") == -1
     assert call("out", "sip:acme@10.0.0.2:5060", "x", "text/plain") == 1
     assert bed.kamailio.replies == []
+
+
+@pytest.mark.parametrize(("body", "requests"), [("text", 0), ("nul\0", 1), (b"\xff", 1)])
+def test_a_broadcast_of_what_is_no_text_goes_as_it_is(
+    bed: Bed, body: str | bytes, requests: int
+) -> None:
+    bed.start(Peer("acme"), outbox=1).install()
+    bed.publish(OTHER)
+    assert bed.ksr.dmq.bcast_message("acme", body, "a/b") == 1
+    assert len(bed.kamailio.requests) == requests
+    counted = bed.runtime.shared.counters.totals()
+    assert (counted["sent"], counted["outbox_posted"]) == (requests, 1 - requests)

@@ -324,6 +324,26 @@ def test_each_message_of_a_batch_has_its_own_outcome() -> None:
     assert driven.outcomes()[-1] == ("d", Outcome.TIMED_OUT)
 
 
+def test_a_peer_that_wants_its_messages_alone_gets_single_ones_until_it_is_another_node() -> None:
+    driven = Driven(A, room=1000)
+    alone = pack_answers([FINE, ItemAnswer(421, "", "", ""), FINE])
+    for peer_id in ("acme", "route", "acme"):
+        driven.post(peer_id, ordered=False, flush=False, peer=peer_id)
+    driven.work_off()
+    driven.answer(driven.sent[0][1], Answered(202, "Mixed", alone, "text/kdmq"))
+    assert driven.bodies == ["acme+route+acme", "route"]
+    for peer_id in ("acme", "acme", "route", "route", "acme", "acme"):
+        driven.post(peer_id, ordered=False, flush=False, peer=peer_id)
+    driven.work_off()
+    assert driven.bodies[2:] == ["acme+acme", "route", "route", "acme+acme"]
+    driven.set_nodes()
+    driven.set_nodes(A)
+    for peer_id in ("acme", "route"):
+        driven.post(peer_id, ordered=False, flush=False, peer=peer_id)
+    driven.work_off()
+    assert driven.bodies[-1] == "acme+route"
+
+
 def test_who_refuses_a_batch_gets_single_ones_until_it_is_another_node() -> None:
     driven = Driven(A, room=1000)
     for body in "ab":

@@ -80,7 +80,7 @@ _CONTENT_TYPE = re.compile(r"([!-~]([ -~]{0,248}[!-~])?)?")
 _ACCEPTED = Answer(202, "Accepted DMQ", b"", "")
 _NOT_FOUND = Answer(404, "User Not Found", b"", "")
 _QUEUE_FULL = Answer(503, "Queue Full", b"", "")
-_ALONE = batch.ItemAnswer(batch.SEND_ALONE, "Extension Required", "", "")
+_ALONE = batch.ItemAnswer(batch.SEND_ALONE, "", "", "")  # short: there may be many
 _NOT_SIGNED = Answer(403, "Not Signed", b"", "")
 #: At most one log line in so many seconds, of all processes, says what was refused and why.
 TOLD_AGAIN = 60
@@ -985,11 +985,11 @@ class Bus:
             content_type,
             self.user_agent(),
         )
-        if len(nodes.forms) >= 4096:
-            nodes.forms.clear()
-        # Of this list: the caller's node may be of the one before, with another address.
-        where = place(nodes.by_key.get((node.host, node.port), node))
-        found = nodes.forms[node.uri, peer_id, max_forwards, content_type] = (where, form)
+        found = (place(node), form)
+        if nodes.by_key.get((node.host, node.port)) is node:  # else it is of a list before this one
+            if len(nodes.forms) >= 4096:
+                nodes.forms.clear()
+            nodes.forms[node.uri, peer_id, max_forwards, content_type] = found
         return found
 
     def tell_unattached(self) -> None:

@@ -473,14 +473,14 @@ class Membership:
         """dmq.change_status, of a node on the list; it is pinged at the usual time."""
         self._begin(now)
         member = self._members.get(uri.key)
+        if member is not None and status is not Status.ACTIVE:
+            member.ping = None  # the engine forgets it
         if member is not None and member.listed:
             if member.active:
                 member.away_since = now
             self._set_fails(member, 0)
             member.counts_from = now
             member.next_ping = now + self._interval()
-            if status is not Status.ACTIVE:
-                member.ping = None  # the engine forgets it
             member.state = State.ALIVE if status is Status.ACTIVE else State.DOWN
             member.suspicion = None
             self._set_status(member, status)

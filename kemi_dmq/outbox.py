@@ -4,7 +4,7 @@ Pure, as the rest of the engine: posts, answers and the node list come in with t
 outcomes go out.  A message for one node is a letter; what travels in one KDMQ request is a parcel,
 of one letter or of several that waited together (batch.py).  Letters stand in lanes: an ordered one
 in that of its node and peer, which has one parcel on its way at a time; the others in one lane of
-their node, which has WINDOW.
+their node, which has WINDOW, or in another one if the node wants their peer's messages alone.
 
     letter:  waiting --> in a parcel --> answered
                 |              |
@@ -45,6 +45,11 @@ T2 = 4.0
 #: Parcels without an order that are on their way to one node at a time: a node that is back gets
 #: what waited for it without its receive buffer running over.
 WINDOW = 32
+#: So many messages to a peer travel alone when its node has wanted that; then it is asked again,
+#: since the script there may be another one.
+ALONE = 10_000
+#: The name of the lane for those without an order; no peer has it.
+_SINGLES = " "
 #: Answers to a batch of who does not know what that is: not found, and those of RFC 3261 to types
 #: and extensions.
 REFUSES_BATCHES = frozenset({404, 415, 420, 421})
@@ -134,7 +139,8 @@ class _Place:
     node: Node | None = None  # while it is active
     held: int = 0  # bytes
     refuses_batches: bool = False
-    alone: set[str] = field(default_factory=set)  # peers that it takes no messages for in batches
+    #: Peers whose messages it wants alone, and how many go so until it is asked again.
+    alone: dict[str, int] = field(default_factory=dict)
     lanes: dict[str, _Lane] = field(default_factory=dict)
 
 
@@ -143,6 +149,7 @@ class _Lane:
     place: _Place
     peer_id: str  # "" for letters without an order
     window: int
+    single: bool = False  # each letter travels alone
     waiting: OrderedDict[int, Letter] = field(default_factory=OrderedDict)
     open: dict[int, Parcel] = field(default_factory=dict)  # and settling
 
@@ -182,6 +189,7 @@ class Outbox:
         self.count = 0
         self._places: dict[Key, _Place] = {}
         self._lanes: dict[str, _Lane] = {}  # those without an order, by their nodes' URIs
+        self._alone: set[str] = set()  # peers that some node has wanted messages alone for
         self._ready: dict[_Lane, None] = {}  # where something may leave at the next flush()
         self._held_up: dict[_Lane, None] = {}  # where something waits for an answer
         self._on_their_way: dict[int, Parcel] = {}  # open and settling
@@ -198,23 +206,38 @@ class Outbox:
         size = len(post.body) + len(post.callback) + OVERHEAD
         name = post.peer_id if post.ordered else ""
         number, ready, lanes = self.count, self._ready, self._lanes
+        by_node = bool(name) or post.peer_id in self._alone
         for uri in post.uris:
-            lane = None if name else lanes.get(uri)
+            lane = None if by_node else lanes.get(uri)
             if lane is None:
-                lane = self._lane(uri, name)
+                lane = self._lane(uri, name, post.peer_id)
             number += 1
             lane.waiting[number] = Letter(number, post, piece, uri, size, lane)
             ready[lane] = None
             self._hold(lane.place, size)
         self.count = number
 
-    def _lane(self, uri: str, name: str) -> _Lane:
+    def _lane(self, uri: str, name: str, peer_id: str) -> _Lane:
+        """That of a node, for letters in order (name: their peer's) or without ("")."""
         place = self._place(parse_uri(uri).key)
+        if peer_id in place.alone:
+            place.alone[peer_id] -= 1
+            if not place.alone[peer_id]:
+                del place.alone[peer_id]
+            elif not name:
+                return self._singles(place)
         lane = place.lanes.get(name)
         if lane is None:
             lane = place.lanes[name] = _Lane(place, name, 1 if name else WINDOW)
         if not name:
             self._lanes[uri] = lane
+        return lane
+
+    def _singles(self, place: _Place) -> _Lane:
+        """For letters without an order that are to travel alone, so that others still do not."""
+        lane = place.lanes.get(_SINGLES)
+        if lane is None:
+            lane = place.lanes[_SINGLES] = _Lane(place, "", WINDOW, single=True)
         return lane
 
     def _place(self, key: Key) -> _Place:
@@ -243,9 +266,14 @@ class Outbox:
                     again.append(letter)
                 else:
                     self._end(letter, Outcome.ANSWERED, its)
+            lane = parcel.lane
+            if again and not lane.peer_id:
+                lane = self._singles(lane.place)
+                self._ready[lane] = None
             for letter in reversed(again):
-                parcel.lane.waiting[letter.number] = letter
-                parcel.lane.waiting.move_to_end(letter.number, last=False)
+                letter.lane = lane
+                lane.waiting[letter.number] = letter
+                lane.waiting.move_to_end(letter.number, last=False)
                 self._plan(letter, letter.post.expires)
         self._close(parcel)
 
@@ -267,7 +295,8 @@ class Outbox:
         found: list[Answered | None] = []
         for letter, its in zip(parcel.letters, answers, strict=True):
             if its.code == batch.SEND_ALONE:
-                parcel.lane.place.alone.add(letter.post.peer_id)
+                parcel.lane.place.alone[letter.post.peer_id] = ALONE
+                self._alone.add(letter.post.peer_id)
                 found.append(None)
             else:
                 found.append(Answered(*its))
@@ -380,7 +409,8 @@ class Outbox:
 
     def _next_letters(self, lane: _Lane, now: float) -> list[Letter]:
         """Those that leave together, taken out of what waits."""
-        node, singles = lane.place.node, lane.place.alone
+        place = lane.place
+        node = place.node
         letters: list[Letter] = []
         expired: list[Letter] = []
         left, before = 0, None
@@ -392,11 +422,11 @@ class Outbox:
             if node is None or (post.encoded and not node.python):
                 break
             if not letters:
-                alone = letter.alone or not node.python or lane.place.refuses_batches
-                alone = alone or post.peer_id in singles
+                alone = letter.alone or lane.single or lane.peer_id in place.alone
+                alone = alone or not node.python or place.refuses_batches
                 # One is nothing to reckon room for, and the rule on a bus that is not busy.
                 left = 0 if alone or len(lane.waiting) == 1 else self.room(node)
-            elif letter.alone or post.peer_id in singles or len(letters) == batch.MAX_MESSAGES:
+            elif letter.alone or len(letters) == batch.MAX_MESSAGES:
                 break
             if left:
                 piece = letter.piece

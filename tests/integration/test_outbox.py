@@ -179,11 +179,11 @@ def test_a_peer_that_is_a_route_of_kamailio_cfg_gets_each_message_as_a_request(
     start(a, b)
     with posting(a, 5, 30, told=True, ordered=False) as results:
         pass
-    count = len(results)
+    count = a.counters()["outbox_posted"]
     assert set(results) == {0} and count >= 500
     wait_for(lambda: len(a.events("reply", outcome="answered", reason="Heard")) == count, 20)
     heard = re.findall(r"ALARM (\d+ \d+)$", b.log(), re.MULTILINE)
-    assert len(heard) == len(set(heard)) == count
+    assert len(set(heard)) == count, "a copy that comes late is one more for a route"
     assert b.counters()["batched"] > 0, "until it has said that it wants them alone"
 
 

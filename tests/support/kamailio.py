@@ -61,7 +61,7 @@ def wait_for(
         if time.monotonic() > end:
             reason = why() if callable(why) else why or what
             last = repr(missing or value)
-            raise AssertionError(f"not within {seconds} s: {reason} (last: {last})")
+            raise AssertionError(f"not within {seconds} s: {reason} (last: {last})") from missing
         time.sleep(0.01)
 
 

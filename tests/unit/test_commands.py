@@ -191,3 +191,26 @@ def test_an_answer_to_what_was_asked_before_a_command_does_not_undo_it(
         assert len(outside.texts) == before + 1, "it is asked at the usual time"
         answer(60.1)
         assert listed(engine) == [(uri, "active")]
+
+
+def test_a_command_for_what_has_left_the_list_meanwhile_does_not_end_its_pings(
+    engine: Engine, outside: Nowhere
+) -> None:
+    uri = "sip:10.0.0.3:5060"
+
+    def run(until: Callable[[], bool], end: float = 1000.0) -> float:
+        while not until():
+            now = engine.next_deadline()
+            if now is None or now > end:
+                break
+            engine.tick(now)
+        return now or end
+
+    engine.handle(command_event("add", uri), 1.0)
+    run(lambda: listed(engine) == [])
+    count = len(outside.texts)
+    now = run(lambda: len(outside.texts) > count)
+    engine.handle(command_event("change_status", uri, "not_active"), now + 0.01)
+    count = len(outside.texts)
+    run(lambda: False, now + 100)
+    assert len(outside.texts) > count + 5

@@ -192,3 +192,10 @@ def test_a_broadcast_of_what_is_no_text_goes_as_it_is(
     assert len(bed.kamailio.requests) == requests
     counted = bed.runtime.shared.counters.totals()
     assert (counted["sent"], counted["outbox_posted"]) == (requests, 1 - requests)
+
+
+def test_a_broadcast_of_what_is_no_body_is_false_and_logged(bed: Bed) -> None:
+    bed.start(Peer("acme"), outbox=1).install()
+    bed.publish(OTHER)
+    assert bed.ksr.dmq.bcast_message("acme", None, "a/b") == -1
+    assert "body is NoneType" in bed.errors()[0]

@@ -48,7 +48,7 @@ def is_empty(outbox: Outbox) -> bool:
     """Whether nothing is left of what was posted."""
     return outbox._on_their_way == {} and all(
         place.held == 0
-        and set(place.lanes) <= {""}
+        and set(place.lanes) <= {"", " "}
         and not any(lane.waiting or lane.open for lane in place.lanes.values())
         for place in outbox._places.values()
     )
@@ -324,24 +324,63 @@ def test_each_message_of_a_batch_has_its_own_outcome() -> None:
     assert driven.outcomes()[-1] == ("d", Outcome.TIMED_OUT)
 
 
+def post_together(driven: Driven, *peers: str) -> None:
+    for peer in peers:
+        driven.post(peer, ordered=False, flush=False, peer=peer)
+    driven.work_off()
+
+
+def want_alone(driven: Driven, parcel: Parcel) -> None:
+    """The answer of a node where a route is a peer."""
+    alone, letters = ItemAnswer(421, "", "", ""), parcel.letters
+    text = pack_answers([alone if x.post.peer_id == "route" else FINE for x in letters])
+    driven.answer(parcel, Answered(202, "Mixed", text, "text/kdmq"))
+
+
 def test_a_peer_that_wants_its_messages_alone_gets_single_ones_until_it_is_another_node() -> None:
     driven = Driven(A, room=1000)
-    alone = pack_answers([FINE, ItemAnswer(421, "", "", ""), FINE])
-    for peer_id in ("acme", "route", "acme"):
-        driven.post(peer_id, ordered=False, flush=False, peer=peer_id)
-    driven.work_off()
-    driven.answer(driven.sent[0][1], Answered(202, "Mixed", alone, "text/kdmq"))
+    post_together(driven, "acme", "route", "acme")
+    want_alone(driven, driven.sent[0][1])
     assert driven.bodies == ["acme+route+acme", "route"]
-    for peer_id in ("acme", "acme", "route", "route", "acme", "acme"):
-        driven.post(peer_id, ordered=False, flush=False, peer=peer_id)
-    driven.work_off()
-    assert driven.bodies[2:] == ["acme+acme", "route", "route", "acme+acme"]
+    post_together(driven, "acme", "route", "acme", "route")
+    assert sorted(driven.bodies[2:]) == ["acme+acme", "route", "route"], "others travel as before"
     driven.set_nodes()
     driven.set_nodes(A)
-    for peer_id in ("acme", "route"):
-        driven.post(peer_id, ordered=False, flush=False, peer=peer_id)
-    driven.work_off()
+    post_together(driven, "acme", "route")
     assert driven.bodies[-1] == "acme+route"
+
+
+def test_a_peer_that_wanted_its_messages_alone_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a while: the script there may have been loaded anew, with a callback."""
+    monkeypatch.setattr("kemi_dmq.outbox.ALONE", 3)
+    driven = Driven(A, room=1000)
+    post_together(driven, "route", "route")
+    want_alone(driven, driven.sent[0][1])
+    post_together(driven, "route", "route")
+    assert driven.bodies == ["route+route"] + 4 * ["route"]
+    post_together(driven, "route", "route")
+    assert driven.bodies[5:] == ["route+route"]
+    want_alone(driven, driven.sent[-1][1])
+    assert driven.bodies[6:] == ["route"] * 2
+
+
+def test_ordered_messages_of_a_peer_that_wants_them_alone_stay_in_order() -> None:
+    driven = Driven(A, room=1000)
+    for body in "abcde":
+        driven.post(body, peer="route")
+    driven.answer(driven.sent[0][1])
+    assert driven.bodies == ["a", "b+c+d+e"]
+    want_alone(driven, driven.sent[1][1])
+    for number in range(2, 6):
+        driven.answer(driven.sent[number][1])
+    assert driven.bodies[2:] == ["b", "c", "d", "e"]
+    driven.post("f", peer="route")
+    driven.post("g", peer="route")
+    driven.post("h", peer="route")
+    driven.answer(driven.sent[6][1])
+    assert driven.bodies[6:] == ["f", "g"]
 
 
 def test_who_refuses_a_batch_gets_single_ones_until_it_is_another_node() -> None:

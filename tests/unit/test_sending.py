@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -275,3 +276,17 @@ def test_with_sl_send_only_what_wants_an_answer_is_watched(bed: Bed) -> None:
     assert bed.runtime.shared.unanswered._busy() == []
     bed.api.send_message(ACME, "x", A, ResponseCallback(on_reply))
     assert len(bed.runtime.shared.unanswered._busy()) == 1 and len(bed.kamailio.texts) == 2
+
+
+def test_a_node_of_the_list_before_lends_its_address_to_no_later_message(
+    bed: Bed, handler: Listening
+) -> None:
+    uri = "sip:node.example:5060"
+    before, after = (replace(node(uri), address=a) for a in ("10.0.0.2", "10.0.0.9"))
+    bed.publish(before)
+    nodes = bed.runtime.bus.node_list().active
+    bed.publish(after)
+    assert bed.runtime.bus.send("acme", "x", nodes, None, 1, "text/plain") == 0
+    assert bed.api.bcast_message(ACME, "x") == bed.api.bcast_message(ACME, "x") == 0
+    places = [sent.to for sent in bed.kamailio.texts]
+    assert places == ["sip:10.0.0.2:5060", "sip:10.0.0.9:5060", "sip:10.0.0.9:5060"]

@@ -98,6 +98,8 @@ def measure(directory: Path, options: Options) -> Report:
                     for watch in watches[bus]:
                         watch.read()
                 send(client, bus, options.messages // CHUNKS, watches[bus])
+        for bus in buses:
+            bus.read_when_delivered(bus.meter(), before[bus], options.messages)
         time.sleep(lingers)
         for pair in watches.values():
             for watch in pair:

@@ -22,6 +22,7 @@ from .membership import (
     QUESTION,
     Action,
     FirstList,
+    Forget,
     Membership,
     Notify,
     Publish,
@@ -269,9 +270,6 @@ class Engine:
         elif kind == "command":
             _, command, text, status = event
             uri = wire.parse_uri(text)
-            if command == "remove" or status not in ("", Status.ACTIVE.value):
-                # What it answers now was asked before the command, which it would undo.
-                self._requests.forget(uri.key)
             if command == "add":
                 actions = self.membership.add(uri, now)
             elif command == "remove":
@@ -341,6 +339,8 @@ class Engine:
                 self._outside.resolve(action.host, action.srv)
             elif isinstance(action, Warn):
                 self._tell("warn", action.text)
+            elif isinstance(action, Forget):
+                self._requests.forget(action.node)
 
     def _tell(self, *event: Any) -> None:
         """Tell the callbacks process; events that find no room wait, in their order."""

@@ -139,7 +139,14 @@ class Warn:
     text: str
 
 
-Action = Notify | Publish | Tell | FirstList | Resolve | Warn
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Let no answer to what a node was asked before count, nor that none came."""
+
+    node: Key
+
+
+Action = Notify | Publish | Tell | FirstList | Resolve | Warn | Forget
 
 
 # State --------------------------------------------------------------------------------------
@@ -463,6 +470,7 @@ class Membership:
         self._begin(now)
         member = self._members.get(uri.key)
         if member is not None:
+            self._actions.append(Forget(uri.key))
             self._forget(member)
             if member.listed:
                 self._set_status(member, Status.DISABLED)
@@ -474,7 +482,8 @@ class Membership:
         self._begin(now)
         member = self._members.get(uri.key)
         if member is not None and status is not Status.ACTIVE:
-            member.ping = None  # the engine forgets it
+            self._actions.append(Forget(uri.key))
+            member.ping = None
         if member is not None and member.listed:
             if member.active:
                 member.away_since = now

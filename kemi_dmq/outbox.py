@@ -225,19 +225,20 @@ class Outbox:
             if not place.alone[peer_id]:
                 del place.alone[peer_id]
             elif not name:
-                return self._singles(place)
-        lane = place.lanes.get(name)
-        if lane is None:
-            lane = place.lanes[name] = _Lane(place, name, 1 if name else WINDOW)
+                return self._lane_of(place, _SINGLES)
+        lane = self._lane_of(place, name)
         if not name:
             self._lanes[uri] = lane
         return lane
 
-    def _singles(self, place: _Place) -> _Lane:
-        """For letters without an order that are to travel alone, so that others still do not."""
-        lane = place.lanes.get(_SINGLES)
+    def _lane_of(self, place: _Place, name: str) -> _Lane:
+        """name: a peer's, "", or _SINGLES, for those that travel alone so that others need not."""
+        lane = place.lanes.get(name)
         if lane is None:
-            lane = place.lanes[_SINGLES] = _Lane(place, "", WINDOW, single=True)
+            single = name == _SINGLES
+            peer_id = "" if single else name
+            lane = _Lane(place, peer_id, 1 if peer_id else WINDOW, single)
+            place.lanes[name] = lane
         return lane
 
     def _place(self, key: Key) -> _Place:
@@ -268,7 +269,7 @@ class Outbox:
                     self._end(letter, Outcome.ANSWERED, its)
             lane = parcel.lane
             if again and not lane.peer_id:
-                lane = self._singles(lane.place)
+                lane = self._lane_of(lane.place, _SINGLES)
                 self._ready[lane] = None
             for letter in reversed(again):
                 letter.lane = lane

@@ -19,6 +19,7 @@ from kemi_dmq.shared import Shared
 from kemi_dmq.wire import SipUri
 
 from .conftest import LOCAL, Bed, Handler, node
+from .test_posting import header
 
 OTHER = node("sip:10.0.0.2:5060;transport=tcp")
 
@@ -177,7 +178,7 @@ def test_an_answer_to_what_was_asked_before_a_command_does_not_undo_it(
     uri = "sip:10.0.0.3:5060"
 
     def answer(now: float) -> None:
-        call_id = outside.texts[-1].split("Call-ID: ")[1].split("\r\n")[0]
+        call_id = header(outside.texts[-1], "Call-ID")
         engine.handle(answer_event(call_id, 200, f"{uri};status=active\r\n", "", ""), now)
 
     engine.handle(command_event("add", uri), 1.0)
